@@ -1,0 +1,130 @@
+"""Small questions to, and small edits of, a `torch.fx` graph of ATen ops."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+
+__all__ = [
+    "call",
+    "dependents",
+    "drop_dead_code",
+    "is_known",
+    "known",
+    "module_calls",
+    "module_path",
+    "name_of_target",
+    "operands",
+    "source_line",
+    "unwrap",
+    "where",
+]
+
+_TORCH_DIR = os.path.dirname(torch.__file__)
+_FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*(?P<code>[^\n]*)')
+
+
+def known(value: torch.Tensor, *_operands: Any) -> torch.Tensor:
+    """Return `value`, the result of an op whose operands stand beside it.
+
+    A pass that finds another reading of a value that the model has computed already (a batch norm over a convolution,
+    read as one convolution) writes it as ``known(value, *operands)`` with the op in ``node.meta["stands_for"]``: the
+    forward pass is not computed twice, and the relevance pass sees the other reading.
+    """
+    return value
+
+
+def is_known(node: fx.Node) -> bool:
+    """Whether `node` is another reading of a value, see `known`."""
+    return node.target is known
+
+
+def unwrap(node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
+    """The op that `node` is to be read as: its target, its arguments and its keyword arguments."""
+    if is_known(node):
+        return node.meta["stands_for"], tuple(node.args[1:]), dict(node.kwargs)
+    assert callable(node.target), node.format_node()
+    return node.target, tuple(node.args), dict(node.kwargs)
+
+
+def operands(node: fx.Node) -> Iterator[fx.Node]:
+    """The nodes that `node` reads, those inside of lists too."""
+    yield from node.all_input_nodes
+
+
+def dependents(sources: Iterable[fx.Node]) -> set[fx.Node]:
+    """All nodes whose value depends on one of `sources`, these included."""
+    found = set(sources)
+    todo = list(found)
+    while todo:
+        for user in todo.pop().users:
+            if user not in found:
+                found.add(user)
+                todo.append(user)
+    return found
+
+
+def drop_dead_code(graph: fx.Graph) -> None:
+    """Erase, in place, every node that nothing reads, except placeholders and writes to the model's buffers."""
+    for node in reversed(list(graph.nodes)):
+        if node.op in ("placeholder", "output") or node.users or node.target is torch.ops.aten.copy_.default:
+            continue
+        graph.erase_node(node)
+
+
+def call(like: fx.Node, target: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> fx.Node:
+    """Add a call of `target` at the graph's insertion point, with the place in the model and the shape that it has.
+
+    Parameters
+    ----------
+    like : fx.Node
+        The node that the new one is made for: it takes over its module path and source line.
+    target : callable
+        The function to call. Its value's shape and dtype are computed on the fake tensors of the arguments.
+    """
+    graph = like.graph
+    node = graph.create_node("call_function", target, args, kwargs, name=name)
+    for key in ("nn_module_stack", "stack_trace"):
+        if key in like.meta:
+            node.meta[key] = like.meta[key]
+    value = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+    node.meta["val"] = target(*value[0], **value[1])
+    return node
+
+
+def module_calls(node: fx.Node) -> list[tuple[str, str]]:
+    """The calls of modules that `node` lies in, outermost first: (path, key); a module's every call has its own key."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return [(path, f"{path}@{key}") for key, (path, _) in stack.items()]
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the innermost module that `node` lies in, '' for the model itself."""
+    calls = module_calls(node)
+    return calls[-1][0] if calls else ""
+
+
+def source_line(node: fx.Node) -> str | None:
+    """The user's own line that made `node` (``file:line: code``), None where the capture has none."""
+    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
+    own = [frame for frame in frames if not frame["file"].startswith(_TORCH_DIR)] or frames
+    return f"{own[-1]['file']}:{own[-1]['line']}: {own[-1]['code'].strip()}" if own else None
+
+
+def name_of_target(target: Any) -> str:
+    """A readable name of a call's target, such as ``aten.relu.default``."""
+    return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))
+
+
+def where(node: fx.Node) -> str:
+    """Name the op of `node`, its module path and its source line, for an error message."""
+    target = unwrap(node)[0] if node.op == "call_function" else node.target
+    path = module_path(node)
+    place = f"in module '{path}'" if path else "in the model's own forward"
+    line = source_line(node)
+    return f"{name_of_target(target)} {place}" + (f" ({line})" if line else "")
