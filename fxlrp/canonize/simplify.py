@@ -1,0 +1,53 @@
+"""Ops that do nothing are removed, and dropout is read as a product with the mask that was drawn."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx
+
+from ..graph import call, known
+from ..ops.structure import dropped
+
+__all__ = ["read_dropout_as_product", "remove_no_ops"]
+
+aten = torch.ops.aten
+_WHOLE = 2**63 - 1
+
+
+def _does_nothing(node: fx.Node) -> bool:
+    if node.target in (aten.alias.default, aten.lift_fresh_copy.default):
+        return True
+    if node.target is aten.slice.Tensor:
+        start, end, step = [*node.args[2:], *(None, None, None)[len(node.args) - 2 :]]
+        return start in (0, None) and end in (_WHOLE, None) and step in (1, None)
+    if node.target is aten.dropout.default:
+        return not node.args[2] or node.args[1] == 0
+    return False
+
+
+def remove_no_ops(graph_module: fx.GraphModule) -> None:
+    """Remove ops whose value is their input: aliases, slices of everything, dropout that does not drop."""
+    for node in list(graph_module.graph.nodes):
+        if node.op == "call_function" and _does_nothing(node):
+            node.replace_all_uses_with(node.args[0])
+            graph_module.graph.erase_node(node)
+
+
+def read_dropout_as_product(graph_module: fx.GraphModule) -> None:
+    """Read dropout, where it drops, as `dropped`: an elementwise product whose mask is a constant."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is not aten.native_dropout.default:
+            continue
+        x, p = node.args[0], node.args[1]
+        value = next((user for user in node.users if user.target is operator.getitem and user.args[1] == 0), None)
+        if value is None:
+            continue
+        with graph.inserting_after(value):
+            mask = call(node, operator.getitem, node, 1)
+        with graph.inserting_after(mask):
+            product = call(node, known, value, x, mask, p, name=value.name)
+        product.meta["stands_for"] = dropped
+        value.replace_all_uses_with(product, delete_user_cb=lambda user, new=product: user is not new)

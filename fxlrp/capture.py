@@ -1,0 +1,233 @@
+"""Capture: the model, as a functional graph of ATen ops on its own parameters, by `torch.export`."""
+
+from __future__ import annotations
+
+import copy
+import operator
+import os
+import re
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from .errors import CaptureError
+from .graph import drop_dead_code, module_calls, name_of_target
+
+__all__ = ["Capture", "Output", "capture"]
+
+Output = str | int | Callable[[Any], Any] | None
+"""Which of a model's outputs is explained: a key, an index, a function of what the model returns, or by itself."""
+
+_TORCH_DIR = os.path.dirname(torch.__file__)
+
+
+@dataclass
+class Capture:
+    """A model as a graph.
+
+    Attributes
+    ----------
+    graph_module : fx.GraphModule
+        Placeholders are the inputs, the one output is the tensor to explain. Ops are functional (no op writes to its
+        inputs) except for ``aten.copy_`` onto the model's buffers. Parameters are ``get_attr`` nodes; they are the
+        model's own objects.
+    modules : dict of str to nn.Module
+        The model's modules by path; empty if there is no model (an exported program).
+    """
+
+    graph_module: fx.GraphModule
+    modules: Mapping[str, nn.Module]
+    _guard: nn.Module | None
+
+    def fits(self, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether this capture speaks for inputs of these shapes and dtypes."""
+        for node, x in zip(self.placeholders, inputs, strict=True):
+            value = node.meta["val"]
+            if value.dtype != x.dtype or value.ndim != x.ndim:
+                return False
+            if any(isinstance(size, int) and size != actual for size, actual in zip(value.shape, x.shape, strict=True)):
+                return False
+        try:
+            if self._guard is not None:
+                self._guard(*inputs)
+        # torch.export's guards speak by assertions, of one type or another.
+        except (AssertionError, RuntimeError):
+            return False
+        return True
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        """The inputs."""
+        return [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
+
+    def fingerprint(self) -> tuple[Any, ...]:
+        """What two captures of one model share exactly if one can stand for the other."""
+        index = {node: i for i, node in enumerate(self.graph_module.graph.nodes)}
+        rows: list[Any] = []
+        for node in index:
+            args = fx.node.map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")  # type: ignore[arg-type]
+            value = node.meta.get("val")
+            form = (value.dtype, *(size == 1 for size in value.shape)) if isinstance(value, Tensor) else None
+            target = name_of_target(node.target) if node.op == "call_function" else node.op
+            constant = id(_attribute(self.graph_module, node.target)) if node.op == "get_attr" else None
+            rows.append((target, repr(args), form, constant))
+        return tuple(rows)
+
+
+def capture(
+    model: nn.Module | ExportedProgram,
+    inputs: tuple[Tensor, ...],
+    output: Output = None,
+) -> Capture:
+    """Capture a model at inputs of these shapes; the batch size stays free where the model allows.
+
+    Parameters
+    ----------
+    model : nn.Module or ExportedProgram
+        The model, in the mode (training or evaluation) that is wanted.
+    inputs : tuple of Tensor
+        Example inputs. Their values do not matter.
+    output : str, int, callable or None
+        Which output is explained: a key, an index, a function of what the model returns. None takes a tensor as it is,
+        ``logits`` of a dict or named tuple, a dict's only tensor, or a tuple's first.
+
+    Raises
+    ------
+    CaptureError
+        If `torch.export` cannot capture the model (control flow that depends on the data, mostly), or there is no
+        such output.
+    """
+    program = model if isinstance(model, ExportedProgram) else _export(model, inputs)
+    functional = _functional(program)
+    module = functional.module()
+    assert isinstance(module, fx.GraphModule)
+    traces = {node.name: node.meta.get("stack_trace") for node in program.graph.nodes}
+    spec = functional.call_spec.out_spec
+    graph, guard = _copy(module, traces, lambda flat: _chosen(pytree.tree_unflatten(flat, spec), output))
+    drop_dead_code(graph)
+    modules = {} if isinstance(model, ExportedProgram) else dict(model.named_modules(remove_duplicate=False))
+    return Capture(fx.GraphModule(module, graph, "Capture"), modules, guard)
+
+
+def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        for kind in {x.device.type for x in inputs}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        inputs = tuple(x.detach().clone() for x in inputs)
+        batch_free = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else {} for x in inputs)
+        try:
+            try:
+                return torch.export.export(model, inputs, dynamic_shapes=(*batch_free,), strict=False)
+            # Some models fix their batch size in a way that torch.export reports instead of following.
+            except Exception:
+                return torch.export.export(model, inputs, strict=False)
+        except Exception as error:
+            raise CaptureError(_why_not(model, error)) from error
+
+
+def _functional(program: ExportedProgram) -> ExportedProgram:
+    """In-place ops and writes through views made functional, by torch's own functionalization; nothing decomposed."""
+    with torch.inference_mode(False):
+        return program.run_decompositions({})
+
+
+def _why_not(model: nn.Module, error: Exception) -> str:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_TORCH_DIR)]
+    frames = [f for f in frames if f.filename != __file__]
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    hint = ""
+    if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
+        hint = (
+            " The model's control flow depends on the values of its input; make the choice outside of the model, or "
+            "compute both branches and select with torch.where."
+        )
+    return f"{type(model).__name__} cannot be captured{place}: {reason}{hint}"
+
+
+def _copy(
+    module: fx.GraphModule, traces: Mapping[str, str | None], choose: Callable[[list[fx.Node]], fx.Node]
+) -> tuple[fx.Graph, nn.Module | None]:
+    """A copy of the exported graph: named by module paths, with its source lines, its one output and no guard."""
+    graph, copies, guard = fx.Graph(), {}, None
+    for node in module.graph.nodes:
+        if node.op == "call_module":
+            guard = module.get_submodule(node.target)
+            continue
+        if node.op == "output":
+            flat = list(pytree.tree_leaves(node.args[0]))
+            graph.output(copies[choose(flat)])
+            continue
+        if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
+            continue  # A write to the caller's own input is not an effect to repeat.
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: copies[n])
+        new = graph.create_node(node.op, node.target, args, kwargs, name=_name(node))
+        new.meta = copy.copy(node.meta)
+        if "stack_trace" not in new.meta and (origin := node.meta.get("from_node")):
+            new.meta["stack_trace"] = traces.get(origin[0].name)
+        copies[node] = new
+    return graph, guard
+
+
+def _name(node: fx.Node) -> str:
+    """``layer1_0_conv1`` for the op of a module, ``layer1_0_add`` for a functional one in it."""
+    if node.op != "call_function" or node.target in (operator.getitem, torch.ops.aten.sym_size.int):
+        return node.name
+    calls = module_calls(node)
+    path = re.sub(r"\W+", "_", calls[-1][0]) if calls else ""
+    op = name_of_target(node.target).removeprefix("aten.").split(".")[0].strip("_")
+    module = (node.meta.get("nn_module_stack") or {"": ("", "")}).popitem()[1][1] if calls else ""
+    if path and op in re.sub(r"\W", "", str(module)).lower():
+        return path
+    return f"{path}_{op}".strip("_")
+
+
+def _attribute(module: nn.Module, path: Any) -> Any:
+    return operator.attrgetter(path)(module)
+
+
+def _chosen(value: Any, output: Output) -> Any:
+    """The tensor (or its node) that is explained, of what the model returns."""
+    if callable(output):
+        return output(value)
+    if output is not None:
+        try:
+            return value[output]
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise CaptureError(
+                f"the model's output has no {output!r}: it is {_described(value)}; name one of these with output=..."
+            ) from error
+    if isinstance(value, fx.Node):
+        return value
+    if isinstance(value, Mapping):
+        entries = {key: entry for key, entry in value.items() if isinstance(entry, fx.Node)}
+        if "logits" in entries:
+            return entries["logits"]
+        if len(entries) == 1:
+            return next(iter(entries.values()))
+        raise CaptureError(
+            f"the model returns {_described(value)}, and none is named 'logits': say with output='...' which one is to "
+            "be explained"
+        )
+    if isinstance(value, tuple | list):
+        entries = [getattr(value, "logits", None), *value]
+        for entry in entries:
+            if isinstance(entry, fx.Node):
+                return entry
+    raise CaptureError(f"the model returns {_described(value)}, in which there is no tensor to explain")
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return f"a {type(value).__name__} with the keys {list(value)}"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return "a tensor" if isinstance(value, fx.Node) else f"a {type(value).__name__}"

@@ -1,0 +1,92 @@
+"""Which composite is meant: a zennit one, its name, or fxlrp's default; and what it is for a graph."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator
+from typing import Any
+
+from zennit.canonizers import CompositeCanonizer, NamedMergeBatchNorm, SequentialMergeBatchNorm
+from zennit.composites import COMPOSITES
+from zennit.core import Composite
+from zennit.torchvision import (
+    ResNetBasicBlockCanonizer,
+    ResNetBottleneckCanonizer,
+    ResNetCanonizer,
+    VGGCanonizer,
+)
+
+from .errors import CompositeError
+
+__all__ = ["DEFAULT", "check_names", "foreign_canonizers", "resolve"]
+
+DEFAULT = "epsilon_plus_flat"
+"""The composite of ``composite=None``; how it was chosen: ``docs/composites.md``."""
+
+BOX = {"low": -3.0, "high": 3.0}
+"""Input bounds of a composite that needs some and is given by its name: ImageNet-normalized photographs lie within."""
+
+_OURS = (
+    SequentialMergeBatchNorm,
+    NamedMergeBatchNorm,
+    VGGCanonizer,
+    ResNetCanonizer,
+    ResNetBottleneckCanonizer,
+    ResNetBasicBlockCanonizer,
+)
+"""Canonizers whose work the graph's own canonization does."""
+
+
+def resolve(composite: Composite | str | None) -> Composite:
+    """A zennit composite, from itself, from its name in `zennit.composites.COMPOSITES`, or the default for None.
+
+    Raises
+    ------
+    CompositeError
+        If there is none of that name, or it is something else.
+    """
+    if composite is None:
+        composite = DEFAULT
+    if isinstance(composite, Composite):
+        return composite
+    if not isinstance(composite, str):
+        raise CompositeError(
+            f"a composite is a zennit Composite, its name, or None, not {composite!r} ({type(composite).__name__})"
+        )
+    if composite not in COMPOSITES:
+        near = difflib.get_close_matches(composite, COMPOSITES, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        raise CompositeError(f"there is no composite '{composite}'{hint} The names are: {', '.join(sorted(COMPOSITES))}.")
+    kind = COMPOSITES[composite]
+    return kind(**BOX) if composite == "epsilon_gamma_box" else kind()
+
+
+def foreign_canonizers(composite: Composite) -> list[Any]:
+    """The composite's canonizers whose work has to be done before the capture: those that fxlrp does not know."""
+    return list(_foreign(composite.canonizers))
+
+
+def _foreign(canonizers: Collection[Any]) -> Iterator[Any]:
+    for canonizer in canonizers:
+        if type(canonizer) is CompositeCanonizer:
+            yield from _foreign(canonizer.canonizers)
+        elif type(canonizer) not in _OURS:
+            yield canonizer
+
+
+def check_names(composite: Composite, paths: Collection[str]) -> None:
+    """Check that a composite which goes by names names modules of the model.
+
+    Raises
+    ------
+    CompositeError
+        If it names a module that is not there.
+    """
+    for part in getattr(composite, "composites", ()):
+        check_names(part, paths)
+    for names, _ in getattr(composite, "name_map", None) or ():
+        for name in names if not isinstance(names, str) else (names,):
+            if name not in paths:
+                near = difflib.get_close_matches(name, paths, n=3)
+                hint = f" Near to it are: {', '.join(near)}." if near else ""
+                raise CompositeError(f"the composite names the module '{name}', which the model has not.{hint}")

@@ -1,0 +1,156 @@
+"""Write the relevance pass into the graph: plain calls, one for each op, in the reverse order of the forward pass."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from operator import attrgetter
+from typing import Any
+
+from torch import Tensor, fx
+
+from .assign import Step
+from .errors import ModulePathError
+from .graph import module_calls, unwrap
+from .rules.basic import BasicRule
+from .seeds import seed
+from .vocabulary import Op, lookup
+
+__all__ = ["emit"]
+
+
+def emit(graph_module: fx.GraphModule, steps: Sequence[Step], *, record: Sequence[str] = (), constant: bool) -> None:
+    """Add the relevance pass to a canonical graph, in place.
+
+    Afterwards the graph takes the inputs and ``target``, and returns the output, the relevance of each input (None
+    for one that carries none), and the relevance at the input of each module in `record`.
+
+    Parameters
+    ----------
+    graph_module : fx.GraphModule
+        The canonical forward pass.
+    steps : sequence of Step
+        The rules.
+    record : sequence of str
+        Module paths whose input's relevance is wanted.
+    constant : bool
+        Whether parameters are constants, so that rules can modify them once.
+
+    Raises
+    ------
+    ModulePathError
+        If a module in `record` has no ops that relevance goes through.
+    """
+    graph = graph_module.graph
+    end = next(node for node in graph.nodes if node.op == "output")
+    (output,) = end.args
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    with graph.inserting_after(inputs[-1]):
+        target = graph.placeholder("target", default_value=None)
+    with graph.inserting_before(end):
+        writer = _Writer(graph_module, steps, constant)
+        writer.add(output, None, graph.call_function(seed, (output, target)))
+        for step in reversed(steps):
+            writer.take_on(step)
+        relevance = [writer.total(node) for node in inputs]
+        recorded = {path: writer.at_input_of(path) for path in record}
+        graph.output((output, tuple(relevance), recorded))
+    graph.erase_node(end)
+
+
+class _Writer:
+    """Keeps, while the pass is written, what relevance each node has received, and from which step."""
+
+    def __init__(self, graph_module: fx.GraphModule, steps: Sequence[Step], constant: bool) -> None:
+        self._module, self._graph, self._constant = graph_module, graph_module.graph, constant
+        self._givers = Counter(operand for step in steps for operand in step.operands.values())
+        self._received: dict[fx.Node, list[tuple[fx.Node | None, fx.Node]]] = defaultdict(list)
+        self._totals: dict[fx.Node, fx.Node] = {}
+
+    def add(self, node: fx.Node, consumer: fx.Node | None, relevance: fx.Node) -> None:
+        """`node` receives `relevance` from `consumer`."""
+        self._received[node].append((consumer, relevance))
+
+    def total(self, node: fx.Node) -> fx.Node | None:
+        """All the relevance that `node` has received, None if there is none."""
+        if node not in self._totals and node in self._received:
+            self._totals[node] = self._sum([part for _, part in self._received[node]], f"R_{node.name}")
+        return self._totals.get(node)
+
+    def _sum(self, parts: Sequence[fx.Node], name: str) -> fx.Node:
+        total = parts[0]
+        for part in parts[1:]:
+            total = self._graph.create_node("call_function", operator.add, (total, part), name=name)
+        return total
+
+    def _relevance_of(self, node: fx.Node) -> Any:
+        """The relevance of a step's value: a list of them for an op that moves values to several outputs."""
+        value = node.meta["val"]
+        if isinstance(value, Tensor):
+            return self.total(node)
+        items = {user.args[1]: self.total(user) for user in node.users if user.target is operator.getitem}
+        if not all(isinstance(part, Tensor) for part in value) or not _op_of(node).structural:
+            return items.get(0)
+        return [items.get(index) for index in range(len(value))]
+
+    def _value_of(self, node: fx.Node) -> fx.Node:
+        """The value of a step's op: the first, of an op that gives others beside it."""
+        if isinstance(node.meta["val"], Tensor):
+            return node
+        return next(user for user in node.users if user.target is operator.getitem and user.args[1] == 0)
+
+    def take_on(self, step: Step) -> None:
+        """Call the step's rule, and hand what it gives to the operands."""
+        node, rule = step.node, step.rule
+        relevance = self._relevance_of(node)
+        if relevance is None or not step.operands:
+            return
+        operands = list(step.operands.values())
+        if rule.passes:
+            self.add(operands[0], node, relevance)
+            return
+        _, args, kwargs = unwrap(node)
+        path = f"{node.name}_{rule.name}"
+        self._module.add_submodule(path, rule)
+        if self._constant and isinstance(rule, BasicRule):
+            params = {name: args[p] for name, p in rule.op.params.items() if p < len(args) and args[p] is not None}
+            rule.bind({name: attrgetter(param.target)(self._module) for name, param in params.items()})
+        output = self._value_of(node) if rule.needs_output else None
+        name = f"R_{node.name}_inputs" if len(operands) > 1 else self._name(operands[0], node)
+        found = self._graph.create_node("call_module", path, (relevance, output, *args), dict(kwargs), name=name)
+        for index, operand in enumerate(operands):
+            share = found
+            if len(operands) > 1:
+                share = self._graph.create_node(
+                    "call_function", operator.getitem, (found, index), name=self._name(operand, node)
+                )
+            self.add(operand, node, share)
+
+    def _name(self, operand: fx.Node, consumer: fx.Node) -> str:
+        return f"R_{operand.name}" if self._givers[operand] == 1 else f"R_{operand.name}_from_{consumer.name}"
+
+    def at_input_of(self, path: str) -> Any:
+        """Relevance at the input of a module: what it gives to values that come from outside of it."""
+        shares: dict[str, dict[fx.Node, list[fx.Node]]] = defaultdict(lambda: defaultdict(list))
+        for operand in self._graph.nodes:
+            for consumer, part in self._received.get(operand, ()):
+                for call in _calls_of(consumer, path) - _calls_of(operand, path):
+                    shares[call][operand].append(part)
+        found = [self._sum(parts, f"R_at_{path}") for operands in shares.values() for parts in operands.values()]
+        if not found:
+            raise ModulePathError(
+                f"there is no relevance at the input of '{path}': in the graph, this module has no ops of its own that "
+                "relevance goes through (it may do nothing, be folded into another, or not be called)"
+            )
+        return found[0] if len(found) == 1 else tuple(found)
+
+
+def _calls_of(node: fx.Node | None, path: str) -> set[str]:
+    return {key for at, key in module_calls(node) if at == path} if node is not None else set()
+
+
+def _op_of(node: fx.Node) -> Op:
+    op = lookup(unwrap(node)[0])
+    assert op is not None
+    return op

@@ -1,0 +1,72 @@
+"""Activations: elementwise nonlinearities of one input. With no rule, the plain gradient, as in zennit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from ..graph import unwrap
+from ..rules.defaults import gradient, passed
+from ..vocabulary import Call, register
+
+aten = torch.ops.aten
+
+
+def _activation(
+    *targets: Any,
+    stand_in: Callable[[], nn.Module],
+    non_negative: bool | Callable[[fx.Node], bool] = False,
+    vjp: Any = None,
+) -> None:
+    register(
+        *targets,
+        stand_in=lambda node: stand_in(),
+        default=gradient,
+        non_negative=lambda node, _: non_negative(node) if callable(non_negative) else non_negative,
+        vjp=vjp,
+    )
+
+
+def _relu_vjp(call: Call, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return (aten.threshold_backward(gradient, call.args[0].to(gradient.dtype), 0),)
+
+
+def _clips_at_zero(node: fx.Node) -> bool:
+    args = unwrap(node)[1]
+    return len(args) > 1 and isinstance(args[1], int | float) and args[1] >= 0
+
+
+_activation(aten.relu.default, stand_in=nn.ReLU, non_negative=True, vjp=_relu_vjp)
+_activation(aten.relu6.default, stand_in=nn.ReLU6, non_negative=True)
+_activation(aten.hardtanh.default, stand_in=nn.Hardtanh, non_negative=_clips_at_zero)
+_activation(aten.sigmoid.default, stand_in=nn.Sigmoid, non_negative=True)
+_activation(aten.hardsigmoid.default, stand_in=nn.Hardsigmoid, non_negative=True)
+_activation(aten.softplus.default, stand_in=nn.Softplus, non_negative=True)
+_activation(aten.tanh.default, stand_in=nn.Tanh)
+_activation(aten.silu.default, stand_in=nn.SiLU)
+_activation(aten.hardswish.default, stand_in=nn.Hardswish)
+_activation(aten.gelu.default, stand_in=nn.GELU)
+_activation(aten.leaky_relu.default, stand_in=nn.LeakyReLU)
+_activation(aten.elu.default, stand_in=nn.ELU)
+_activation(aten.selu.default, stand_in=nn.SELU)
+_activation(aten.celu.default, stand_in=nn.CELU)
+_activation(aten.log_sigmoid.default, stand_in=nn.LogSigmoid)
+_activation(aten.hardshrink.default, stand_in=nn.Hardshrink)
+_activation(aten.softshrink.default, stand_in=nn.Softshrink)
+_activation(aten.threshold.default, stand_in=lambda: nn.Threshold(0.0, 0.0))
+
+# Parameters of an activation are for a rule to see, as in zennit.
+register(
+    aten.prelu.default,
+    params={"weight": 1},
+    stand_in=lambda node: nn.PReLU(device="meta"),
+    default=gradient,
+)
+
+# Clamps and Mish have no word in zennit 0.5: relevance passes, as through the activations that have one.
+register(aten.clamp.default, default=passed, non_negative=lambda node, _: _clips_at_zero(node))
+register(aten.clamp_min.default, default=passed, non_negative=lambda node, _: _clips_at_zero(node))
+register(aten.mish.default, stand_in=lambda node: nn.Mish(), default=passed)

@@ -1,0 +1,142 @@
+"""Sums, products and other maps between activations, and those that zennit has no word for among them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from zennit.layer import Sum
+
+from ..graph import unwrap
+from ..rules.base import Pass, Rule
+from ..rules.defaults import Gate, Half, Slots, gradient, passed, proportional
+from ..vocabulary import Call, lookup, register
+
+aten = torch.ops.aten
+
+
+def _sum_vjp(sign: int) -> Any:
+    def vjp(call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+        factors = {0: 1, 1: sign * call.kwargs.get("alpha", 1)}
+        return tuple(
+            (relevance if factors[position] == 1 else relevance * factors[position]).sum_to_size(x.shape)
+            for (position, _), x in zip(call.slots, call.inputs, strict=True)
+        )
+
+    return vjp
+
+
+def _reads_only_tensors(node: fx.Node) -> bool:
+    return all(isinstance(argument, fx.Node) for argument in unwrap(node)[1]) and not node.kwargs
+
+
+# A sum of several inputs, or of one and a constant, which then is a bias: zennit's word for it is Sum.
+register(
+    aten.add.Tensor,
+    aten.add.Scalar,
+    inputs=(0, 1),
+    stand_in=lambda node: Sum(),
+    default=gradient,
+    vjp=_sum_vjp(1),
+    non_negative=lambda node, inputs: inputs and _reads_only_tensors(node),
+)
+register(
+    aten.sub.Tensor,
+    aten.sub.Scalar,
+    inputs=(0, 1),
+    stand_in=lambda node: Sum(),
+    default=gradient,
+    vjp=_sum_vjp(-1),
+)
+register(aten.rsub.Tensor, aten.rsub.Scalar, inputs=(0, 1), stand_in=lambda node: Sum(), default=gradient)
+register(
+    aten.sum.dim_IntList,
+    stand_in=lambda node: Sum(dim=unwrap(node)[1][1]),
+    default=gradient,
+    non_negative=lambda node, inputs: inputs,
+)
+register(aten.neg.default, default=passed)
+
+
+def _same_shape(node: fx.Node, operand: fx.Node) -> bool:
+    return node.meta["val"].shape == operand.meta["val"].shape
+
+
+_BOUNDED = (
+    aten.sigmoid.default,
+    aten.hardsigmoid.default,
+    aten.softmax.int,
+    aten._softmax.default,
+    aten.hardtanh.default,
+    aten.relu6.default,
+    aten.clamp.default,
+)
+
+
+def _is_gate(node: fx.Node) -> bool:
+    """Whether `node` is the value of a bounded function, moved about at most."""
+    while node.op == "call_function":
+        target, args, _ = unwrap(node)
+        if target in _BOUNDED:
+            return True
+        op = lookup(target)
+        if op is None or not op.structural or not isinstance(args[0], fx.Node):
+            return False
+        node = args[0]
+    return False
+
+
+def _product(node: fx.Node, slots: Slots) -> Rule:
+    """A factor that does not depend on the input scales; a gate gates; two activations share."""
+    if len(slots) == 1:
+        (operand,) = slots.values()
+        return Pass() if _same_shape(node, operand) else proportional(node, slots)
+    factors = list(slots.values())
+    gates = [_is_gate(factor) for factor in factors]
+    if gates[0] == gates[1]:
+        gates = [not _same_shape(node, factor) for factor in factors]
+    return Gate(signal=gates.index(False)) if gates[0] != gates[1] else Half()
+
+
+def _quotient(node: fx.Node, slots: Slots) -> Rule | None:
+    return _product(node, slots) if set(slots) == {(0, None)} else None
+
+
+register(
+    aten.mul.Tensor,
+    aten.mul.Scalar,
+    inputs=(0, 1),
+    default=_product,
+    non_negative=lambda node, inputs: inputs and _reads_only_tensors(node),
+)
+register(aten.div.Tensor, aten.div.Scalar, inputs=(0, 1), default=_quotient)
+
+
+def _mean_stand_in(node: fx.Node) -> nn.Module | None:
+    """A mean over all of space, kept or dropped, is a global average pooling."""
+    args = unwrap(node)[1]
+    rank = args[0].meta["val"].ndim
+    kinds = {3: nn.AdaptiveAvgPool1d, 4: nn.AdaptiveAvgPool2d, 5: nn.AdaptiveAvgPool3d}
+    dims = {d % rank for d in args[1]} if len(args) > 1 and args[1] is not None else set()
+    return kinds[rank](1) if rank in kinds and dims == set(range(2, rank)) else None
+
+
+def _mean(node: fx.Node, slots: Slots) -> Rule:
+    return proportional(node, slots) if _mean_stand_in(node) is None else gradient(node, slots)
+
+
+register(aten.mean.dim, stand_in=_mean_stand_in, default=_mean, non_negative=lambda node, inputs: inputs)
+
+register(
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+    aten.upsample_linear1d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_trilinear3d.vec,
+    aten.upsample_bicubic2d.vec,
+    default=proportional,
+)
+
+

@@ -1,0 +1,226 @@
+"""Linear layers: fully connected, convolutions, transposed convolutions, and the affine map that a batch norm is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..graph import unwrap
+from ..rules.defaults import gradient
+from ..vocabulary import Call, register
+
+__all__ = ["affine"]
+
+aten = torch.ops.aten
+_PARAMS = {"weight": 1, "bias": 2}
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_CONV_TRANSPOSE = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``weight * x + bias`` along the channels (dimension 1): what a batch norm is to relevance.
+
+    Parameters
+    ----------
+    x : Tensor
+        Shape (B, C, ...).
+    weight, bias : Tensor
+        Shape (C,).
+    """
+    return torch.addcmul(_channels(bias, x.ndim), x, _channels(weight, x.ndim))
+
+
+def _channels(param: Tensor, ndim: int) -> Tensor:
+    return param.reshape(-1, *(1,) * (ndim - 2))
+
+
+def _value(node: fx.Node, position: int) -> Any:
+    argument = unwrap(node)[1][position]
+    return argument.meta["val"] if isinstance(argument, fx.Node) else argument
+
+
+def _argument(node: fx.Node, position: int, default: Any = None) -> Any:
+    args = unwrap(node)[1]
+    return args[position] if position < len(args) else default
+
+
+def _each(value: Any, n: int) -> list[int]:
+    """A stride, padding or dilation, spelled out for each of `n` dimensions."""
+    value = [value] if isinstance(value, int) else list(value)
+    return value * n if len(value) == 1 else value
+
+
+def _linear_stand_in(node: fx.Node) -> nn.Module:
+    out_features, in_features = _value(node, 1).shape
+    return nn.Linear(in_features, out_features, bias=_argument(node, 2) is not None, device="meta")
+
+
+def _linear_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    return (gradient.matmul(call.args[1].to(gradient.dtype)),)
+
+
+register(
+    aten.linear.default,
+    params=_PARAMS,
+    stand_in=_linear_stand_in,
+    default=gradient,
+    vjp=_linear_vjp,
+    at_zero=lambda call: call.argument(2),
+)
+
+
+def _batch_norm_stand_in(node: fx.Node) -> nn.Module:
+    x = _value(node, 0)
+    kind = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(x.ndim, nn.BatchNorm1d)
+    return kind(int(x.shape[1]), device="meta")
+
+
+register(
+    affine,
+    params=_PARAMS,
+    stand_in=_batch_norm_stand_in,
+    default=gradient,
+    vjp=lambda call, gradient: (gradient * _channels(call.args[1], gradient.ndim),),
+    at_zero=lambda call: _channels(call.args[2], call.args[0].ndim),
+)
+
+
+def _input_gradient(
+    call: Call,
+    gradient: Tensor,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> tuple[Tensor]:
+    x, weight = call.args[0], call.args[1].to(gradient.dtype)
+    # The backward op reads the input's shape alone: values are not to be kept, nor cast, for it.
+    shape_of_x = torch.empty((), dtype=gradient.dtype, device=gradient.device).expand(x.shape)
+    found, _, _ = aten.convolution_backward(
+        gradient,
+        shape_of_x,
+        weight,
+        None,
+        stride,
+        padding,
+        dilation,
+        transposed,
+        output_padding,
+        groups,
+        [True, False, False],
+    )
+    return (found,)
+
+
+def _convolution_vjp(n: int) -> Callable[[Call, Tensor], tuple[Tensor, ...]]:
+    def vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+        dilation = _each(call.argument(5, 1), n)
+        padding = call.argument(4, 0)
+        if padding == "valid":
+            padding = 0
+        elif padding == "same":
+            total = [d * (k - 1) for d, k in zip(dilation, call.args[1].shape[2:], strict=True)]
+            if any(t % 2 for t in total):
+                _, pull = torch.func.vjp(lambda x: call.with_inputs([x]).run(), call.args[0])
+                return pull(gradient)
+            padding = [t // 2 for t in total]
+        return _input_gradient(
+            call,
+            gradient,
+            stride=_each(call.argument(3, 1), n),
+            padding=_each(padding, n),
+            dilation=dilation,
+            transposed=False,
+            output_padding=[0] * n,
+            groups=call.argument(6, 1),
+        )
+
+    return vjp
+
+
+def _convolution_transpose_vjp(n: int) -> Callable[[Call, Tensor], tuple[Tensor, ...]]:
+    def vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+        return _input_gradient(
+            call,
+            gradient,
+            stride=_each(call.argument(3, 1), n),
+            padding=_each(call.argument(4, 0), n),
+            dilation=_each(call.argument(7, 1), n),
+            transposed=True,
+            output_padding=_each(call.argument(5, 0), n),
+            groups=call.argument(6, 1),
+        )
+
+    return vjp
+
+
+def _convolution_stand_in(n: int) -> Callable[[fx.Node], nn.Module]:
+    def stand_in(node: fx.Node) -> nn.Module:
+        weight, groups = _value(node, 1), _argument(node, 6, 1)
+        padding = _argument(node, 4, 0)
+        return _CONV[n](
+            weight.shape[1] * groups,
+            weight.shape[0],
+            tuple(weight.shape[2:]),
+            stride=tuple(_each(_argument(node, 3, 1), n)),
+            padding=padding if isinstance(padding, str) else tuple(_each(padding, n)),
+            dilation=tuple(_each(_argument(node, 5, 1), n)),
+            groups=groups,
+            bias=_argument(node, 2) is not None,
+            device="meta",
+        )
+
+    return stand_in
+
+
+def _convolution_transpose_stand_in(n: int) -> Callable[[fx.Node], nn.Module]:
+    def stand_in(node: fx.Node) -> nn.Module:
+        weight, groups = _value(node, 1), _argument(node, 6, 1)
+        return _CONV_TRANSPOSE[n](
+            weight.shape[0],
+            weight.shape[1] * groups,
+            tuple(weight.shape[2:]),
+            stride=tuple(_each(_argument(node, 3, 1), n)),
+            padding=tuple(_each(_argument(node, 4, 0), n)),
+            output_padding=tuple(_each(_argument(node, 5, 0), n)),
+            groups=groups,
+            bias=_argument(node, 2) is not None,
+            dilation=tuple(_each(_argument(node, 7, 1), n)),
+            device="meta",
+        )
+
+    return stand_in
+
+
+def _bias_map(call: Call) -> Tensor | None:
+    bias = call.argument(2)
+    return None if bias is None else _channels(bias, call.args[0].ndim)
+
+
+for _n, _targets, _transposed in (
+    (1, (aten.conv1d.default, aten.conv1d.padding), aten.conv_transpose1d.default),
+    (2, (aten.conv2d.default, aten.conv2d.padding), aten.conv_transpose2d.input),
+    (3, (aten.conv3d.default, aten.conv3d.padding), aten.conv_transpose3d.input),
+):
+    register(
+        *_targets,
+        params=_PARAMS,
+        stand_in=_convolution_stand_in(_n),
+        default=gradient,
+        vjp=_convolution_vjp(_n),
+        at_zero=_bias_map,
+    )
+    register(
+        _transposed,
+        params=_PARAMS,
+        stand_in=_convolution_transpose_stand_in(_n),
+        default=gradient,
+        vjp=_convolution_transpose_vjp(_n),
+        at_zero=_bias_map,
+    )

@@ -1,0 +1,82 @@
+"""Pooling. With no rule: max pooling lets the winner take all, average pooling gives the plain gradient, as zennit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..graph import unwrap
+from ..rules.defaults import gradient
+from ..vocabulary import Call, register
+
+aten = torch.ops.aten
+
+
+def _pool(*targets: Any, stand_in: Callable[[fx.Node], nn.Module | None], vjp: Any = None) -> None:
+    register(
+        *targets,
+        stand_in=stand_in,
+        default=gradient,
+        vjp=vjp,
+        non_negative=lambda node, inputs: inputs,
+    )
+
+
+def _window(kind: Callable[..., nn.Module]) -> Callable[[fx.Node], nn.Module]:
+    return lambda node: kind(unwrap(node)[1][1])
+
+
+def _output_size(kind: Callable[..., nn.Module]) -> Callable[[fx.Node], nn.Module]:
+    return lambda node: kind(tuple(unwrap(node)[1][1]))
+
+
+def _max_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    x, kernel = call.args[0], call.args[1]
+    stride, padding = call.argument(2) or kernel, call.argument(3, [0])
+    dilation, ceil_mode = call.argument(4, [1]), call.argument(5, False)
+    _, indices = aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
+    x = x.to(gradient.dtype)
+    return (
+        aten.max_pool2d_with_indices_backward(gradient, x, kernel, stride, padding, dilation, ceil_mode, indices),
+    )
+
+
+def _avg_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    x, kernel = call.args[0].to(gradient.dtype), call.args[1]
+    return (
+        aten.avg_pool2d_backward(
+            gradient,
+            x,
+            kernel,
+            call.argument(2) or kernel,
+            call.argument(3, [0, 0]),
+            call.argument(4, False),
+            call.argument(5, True),
+            call.argument(6),
+        ),
+    )
+
+
+def _adaptive_avg_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    return (aten._adaptive_avg_pool2d_backward(gradient, call.args[0].to(gradient.dtype)),)
+
+
+_pool(aten.max_pool1d.default, stand_in=_window(nn.MaxPool1d))
+_pool(aten.max_pool2d.default, stand_in=_window(nn.MaxPool2d), vjp=_max_pool2d_vjp)
+_pool(aten.max_pool3d.default, stand_in=_window(nn.MaxPool3d))
+_pool(aten.max_pool1d_with_indices.default, stand_in=_window(nn.MaxPool1d))
+_pool(aten.max_pool2d_with_indices.default, stand_in=_window(nn.MaxPool2d))
+_pool(aten.max_pool3d_with_indices.default, stand_in=_window(nn.MaxPool3d))
+_pool(aten.adaptive_max_pool1d.default, stand_in=_output_size(nn.AdaptiveMaxPool1d))
+_pool(aten.adaptive_max_pool2d.default, stand_in=_output_size(nn.AdaptiveMaxPool2d))
+_pool(aten.adaptive_max_pool3d.default, stand_in=_output_size(nn.AdaptiveMaxPool3d))
+
+_pool(aten.avg_pool1d.default, stand_in=_window(nn.AvgPool1d))
+_pool(aten.avg_pool2d.default, stand_in=_window(nn.AvgPool2d), vjp=_avg_pool2d_vjp)
+_pool(aten.avg_pool3d.default, stand_in=_window(nn.AvgPool3d))
+_pool(aten.adaptive_avg_pool1d.default, stand_in=_output_size(nn.AdaptiveAvgPool1d))
+_pool(aten.adaptive_avg_pool2d.default, stand_in=_output_size(nn.AdaptiveAvgPool2d), vjp=_adaptive_avg_pool2d_vjp)
+_pool(aten.adaptive_avg_pool3d.default, stand_in=_output_size(nn.AdaptiveAvgPool3d))

@@ -1,0 +1,127 @@
+"""Structural ops: they move values about. Relevance goes back to where each value came from: the exact transpose."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from ..graph import unwrap
+from ..rules.defaults import passed, transpose
+from ..vocabulary import Call, register
+
+__all__ = ["dropped"]
+
+aten = torch.ops.aten
+
+
+def _structural(*targets: Any, inputs: tuple[int, ...] = (0,), vjp: Any = None, non_negative: Any = None) -> None:
+    register(
+        *targets,
+        inputs=inputs,
+        default=transpose,
+        vjp=vjp,
+        non_negative=non_negative or (lambda node, inputs: inputs),
+        structural=True,
+    )
+
+
+def _reshape_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    return (gradient.reshape(call.args[0].shape),)
+
+
+def _permute_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    order = [d % gradient.ndim for d in call.args[1]]
+    return (gradient.permute([order.index(d) for d in range(gradient.ndim)]),)
+
+
+def _cat_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    dim = call.argument(1, 0)
+    parts = gradient.split([x.shape[dim] for x in call.args[0]], dim)
+    return tuple(parts[i] for _, i in call.slots if i is not None)
+
+
+def _several_vjp(call: Call, gradients: list[Tensor | None]) -> tuple[Tensor, ...]:
+    """Of an op with several outputs: one that no relevance reaches has none."""
+
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(call.with_inputs(inputs).run())
+
+    outputs, pull = torch.func.vjp(run, *call.inputs)
+    return pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients, strict=True)))
+
+
+def _pads_non_negative(node: fx.Node, inputs: bool) -> bool:
+    args = unwrap(node)[1]
+    values = [a for a in args[2:] if isinstance(a, int | float)]
+    return inputs and all(value >= 0 for value in values)
+
+
+_structural(
+    aten.view.default,
+    aten.reshape.default,
+    aten._unsafe_view.default,
+    aten.flatten.using_ints,
+    aten.unflatten.int,
+    aten.unsqueeze.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.contiguous.default,
+    aten.clone.default,
+    aten.alias.default,
+    aten.detach.default,
+    vjp=_reshape_vjp,
+)
+_structural(aten.permute.default, vjp=_permute_vjp)
+_structural(aten.cat.default, vjp=_cat_vjp)
+_structural(
+    aten.transpose.int,
+    aten.t.default,
+    aten.movedim.intlist,
+    aten.expand.default,
+    aten.repeat.default,
+    aten.slice.Tensor,
+    aten.select.int,
+    aten.narrow.default,
+    aten.roll.default,
+    aten.flip.default,
+    aten.unfold.default,
+    aten.stack.default,
+    aten.pixel_shuffle.default,
+    aten.pixel_unshuffle.default,
+    aten.channel_shuffle.default,
+    aten.diagonal.default,
+    aten.index_select.default,
+    aten._to_copy.default,
+    aten.to.dtype,
+    aten.to.dtype_layout,
+    aten.type_as.default,
+    aten.im2col.default,
+)
+_structural(aten.pad.default, aten.constant_pad_nd.default, non_negative=_pads_non_negative)
+_structural(
+    aten.split.Tensor,
+    aten.split_with_sizes.default,
+    aten.chunk.default,
+    aten.unbind.int,
+    vjp=_several_vjp,
+)
+# Writes into a slice, as functions: the written values, and what they leave of the rest.
+_structural(aten.copy.default, inputs=(1,))
+_structural(aten.slice_scatter.default, aten.select_scatter.default, inputs=(0, 1))
+
+
+def dropped(x: Tensor, mask: Tensor, p: float) -> Tensor:
+    """Dropout with the mask that was drawn: ``x * mask / (1 - p)``."""
+    return x * mask / (1 - p) if p < 1 else torch.zeros_like(x)
+
+
+# A scale that is constant, and zero where a unit was dropped: relevance passes.
+register(
+    dropped,
+    default=passed,
+    vjp=lambda call, gradient: (dropped(gradient, *call.args[1:]),),
+    non_negative=lambda node, inputs: inputs,
+)

@@ -1,0 +1,100 @@
+"""A rule: how one op's relevance goes to its inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..vocabulary import Call, Op, Slot
+
+__all__ = ["Gradient", "Pass", "Rule", "Transpose"]
+
+
+class Rule(nn.Module):
+    """How one op's relevance goes to its inputs.
+
+    A rule is a module without state of its own that the twin's graph calls, once for each call of the op. A new one
+    overrides `propagate`.
+
+    Attributes
+    ----------
+    needs_output : bool
+        Whether `propagate` reads the op's value; if not, it is given None and the value need not be kept.
+    passes : bool
+        Whether relevance passes unchanged: then nothing is called at all.
+    """
+
+    needs_output = True
+    passes = False
+
+    op: Op
+    target: Callable[..., Any]
+    slots: Sequence[Slot]
+
+    @property
+    def name(self) -> str:
+        """The rule's name, as a part of the name of the step in the twin's code."""
+        return type(self).__name__.lower()
+
+    def receivers(self, slots: Sequence[Slot]) -> Sequence[Slot]:
+        """Which of an op's inputs receive relevance: all of them, unless a rule holds one constant."""
+        return slots
+
+    def place(self, op: Op, target: Callable[..., Any], slots: Sequence[Slot], non_negative: bool) -> None:
+        """Tell the rule which op it serves.
+
+        Parameters
+        ----------
+        op, target
+            The vocabulary's entry and the function called.
+        slots : sequence of Slot
+            The inputs that relevance flows to.
+        non_negative : bool
+            Whether all of these inputs are known to be non-negative.
+        """
+        self.op, self.target, self.slots = op, target, tuple(slots)
+
+    def forward(self, relevance: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
+        """Relevance of each input: a tensor, or a tuple of them where the op has several inputs.
+
+        Parameters
+        ----------
+        relevance : Tensor
+            Relevance of the op's value, of its shape.
+        output : Tensor or None
+            The op's value.
+        *args, **kwargs
+            The op's arguments.
+        """
+        found = self.propagate(Call(self.op, self.target, args, kwargs, self.slots), output, relevance)
+        return found[0] if len(self.slots) == 1 else tuple(found)
+
+    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        """Relevance of each of ``call.inputs``; to be overridden."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}()"
+
+
+class Gradient(Rule):
+    """The plain gradient: what zennit does with an op that its composite gives no rule."""
+
+    needs_output = False
+
+    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        """The vector-Jacobian product of the op with the relevance."""
+        return call.vjp(relevance)
+
+
+class Transpose(Gradient):
+    """The exact transpose of an op that moves values about: relevance goes back to where the values came from."""
+
+
+class Pass(Rule):
+    """Relevance passes unchanged: of an op that is elementwise, or one-to-one."""
+
+    needs_output = False
+    passes = True

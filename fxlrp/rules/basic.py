@@ -1,0 +1,205 @@
+"""zennit's `BasicHook` evaluated on the graph's own values: a rule as data, for every present and future one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from zennit.core import BasicHook, ParamMod, zero_wrap
+
+from ..errors import RuleError
+from ..vocabulary import Call, Op, Slot
+from . import probe
+from .base import Rule
+
+__all__ = ["BasicRule", "modified_params"]
+
+
+def modified_params(modifier: Any, params: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The parameters as a zennit `ParamMod` changes them, without a module around them.
+
+    Parameters
+    ----------
+    modifier : zennit.core.ParamMod or callable
+        As in a `BasicHook`'s ``param_modifiers``.
+    params : dict of str to Tensor
+        The op's parameters.
+    names : sequence of str
+        The names of all parameters that the op can have; one of ``param_keys`` beyond them is missing.
+
+    Returns
+    -------
+    dict of str to Tensor
+        All of `params`, those named by ``param_keys`` (all, if None) modified or, by ``zero_params``, zeroed.
+
+    Raises
+    ------
+    RuleError
+        If ``require_params`` is set and a parameter named by ``param_keys`` is missing.
+    """
+    mod = ParamMod.ensure(modifier)
+    keys = list(params) if mod.param_keys is None else mod.param_keys
+    missing = [key for key in keys if key not in names]
+    if mod.require_params and missing:
+        raise RuleError(
+            f"the rule requires the parameters {missing}, which the op has not (it has {list(names)}): give it to "
+            "another layer, or set require_params=False"
+        )
+    modify = zero_wrap(mod.zero_params or [])(mod.modifier)
+    return dict(params) | {key: modify(params[key], key) for key in keys if key in params}
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """One of a rule's branches, and what was found out about it."""
+
+    input_modifier: Callable[[Tensor], Tensor]
+    param_modifier: Any
+    output_modifier: Callable[[Tensor], Tensor]
+    keeps_input: bool
+    keeps_params: bool
+    keeps_output: bool
+    zero_input: bool
+    reads_gradient: bool
+
+    @property
+    def is_forward(self) -> bool:
+        """Whether the branch's output is the forward pass's."""
+        return self.keeps_input and self.keeps_params and self.keeps_output
+
+
+class BasicRule(Rule):
+    """A zennit `BasicHook`: modified inputs and parameters, a gradient mapper, a reducer.
+
+    The branches are those of the hook, in its order. What is provably the same or zero is not computed: a branch that
+    modifies nothing takes the forward pass's output; a branch whose input is zero (``clamp(max=0)`` behind a ReLU) has
+    the layer's bias for output; a gradient that the reducer does not read is not taken. Unlike zennit, the parameters
+    are the graph's own and not ``param.data``: the relevance can be differentiated with respect to them.
+
+    Where an op has several inputs (a sum), the modifiers and the reducer act on each: zennit, which sees a stack of
+    the inputs, gives the same for elementwise modifiers and reducers, and there are no others.
+
+    Parameters
+    ----------
+    hook : zennit.core.BasicHook
+        The rule.
+    """
+
+    def __init__(self, hook: BasicHook) -> None:
+        super().__init__()
+        self.hook = hook
+        self._bound: list[dict[str, Tensor]] | None = None
+
+    @property
+    def name(self) -> str:
+        return type(self.hook).__name__.lower()
+
+    def __repr__(self) -> str:
+        return f"{type(self.hook).__name__}()"
+
+    def place(self, op: Op, target: Callable[..., Any], slots: Sequence[Slot], non_negative: bool) -> None:
+        super().place(op, target, slots, non_negative)
+        self.non_negative = non_negative
+
+    def analyse(self, input_shape: Sequence[int], param_shapes: Mapping[str, Sequence[int]]) -> None:
+        """Find out, before anything runs, which of the rule's branches need computing.
+
+        Parameters
+        ----------
+        input_shape : sequence of int
+            A small shape like an input's: same rank and channels.
+        param_shapes : dict of str to sequence of int
+            The shapes of the op's parameters that are not None.
+        """
+        hook, domain = self.hook, {"non_negative": self.non_negative}
+        modifiers = list(zip(hook.input_modifiers, hook.param_modifiers, hook.output_modifiers, strict=True))
+        affine = self.op.at_zero is not None
+        zero = [
+            i
+            for i, (at_input, _, at_output) in enumerate(modifiers)
+            if affine
+            and probe.is_identity(at_output, (64,), non_negative=False)
+            and probe.is_zero(at_input, input_shape, **domain)
+        ]
+        self.branches = [
+            _Branch(
+                input_modifier=at_input,
+                param_modifier=at_params,
+                output_modifier=at_output,
+                keeps_input=probe.is_identity(at_input, input_shape, **domain),
+                keeps_params=probe.keeps_params(lambda p, m=at_params: self._modified(m, p), dict(param_shapes)),
+                keeps_output=probe.is_identity(at_output, (64,), non_negative=False),
+                zero_input=i in zero,
+                reads_gradient=probe.reads_gradient(hook.reducer, len(modifiers), i, zero),
+            )
+            for i, (at_input, at_params, at_output) in enumerate(modifiers)
+        ]
+        self.needs_output = any(branch.is_forward for branch in self.branches)
+
+    def bind(self, params: Mapping[str, Tensor]) -> None:
+        """Take the op's parameters as constants: modify them once, here."""
+        with torch.no_grad():
+            self._bound = [
+                dict(params) if branch.keeps_params else self._modified(branch.param_modifier, params)
+                for branch in self.branches
+            ]
+
+    def _modified(self, modifier: Any, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return modified_params(modifier, params, list(self.op.params))
+
+    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        exact = relevance.dtype
+        calls, inputs, outputs, pulls, computed = [], [], [], [], []
+        for index, branch in enumerate(self.branches):
+            at = call if branch.keeps_input else call.with_inputs([branch.input_modifier(x) for x in call.inputs])
+            if not branch.keeps_params:
+                at = at.with_params(
+                    self._bound[index] if self._bound is not None else self._modified(branch.param_modifier, at.params)
+                )
+            value, pull = self._value(branch, at, output)
+            calls.append(at)
+            inputs.append([x.to(exact) for x in at.inputs])
+            outputs.append(value.to(exact))
+            computed.append(value.dtype)
+            pulls.append(pull)
+        mapped = self.hook.gradient_mapper(relevance, outputs)
+        mapped = (mapped,) if isinstance(mapped, Tensor) else mapped
+        gradients: list[Any] = []
+        for branch, at, dtype, pull, gradient in zip(self.branches, calls, computed, pulls, mapped, strict=True):
+            if not branch.reads_gradient:
+                gradients.append([torch.zeros((), dtype=exact, device=relevance.device)] * len(self.slots))
+                continue
+            if pull is not None:
+                (gradient,) = pull(gradient)
+            taken = at.vjp(gradient.to(dtype))
+            gradients.append([None if g is None else g.to(exact) for g in taken])
+        return [
+            self.hook.reducer([x[slot] for x in inputs], [g[slot] for g in gradients])
+            for slot in range(len(self.slots))
+        ]
+
+    @staticmethod
+    def _value(branch: _Branch, at: Call, output: Any) -> tuple[Tensor, Any]:
+        """A branch's output, and the pull-back of its output modifier (None where it changes nothing)."""
+        if branch.is_forward:
+            return output, None
+        if branch.zero_input:
+            assert at.op.at_zero is not None
+            value = at.op.at_zero(at)
+            return (at.inputs[0].new_zeros(()) if value is None else value), None
+        value = output if branch.keeps_input and branch.keeps_params else at.run()
+        if branch.keeps_output:
+            return value, None
+        return torch.func.vjp(branch.output_modifier, value)
+
+
+def is_basic(hook: Any) -> bool:
+    """Whether a zennit hook is nothing but the data of a `BasicHook`, its methods not overridden."""
+    kind = type(hook)
+    return isinstance(hook, BasicHook) and all(
+        getattr(kind, method) is getattr(BasicHook, method)
+        for method in ("forward", "backward", "pre_forward", "post_forward", "pre_backward")
+    )

@@ -1,0 +1,156 @@
+"""Rules for what a composite leaves without one: each with its source, each conserving unless it says otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from zennit.core import stabilize
+from zennit.rules import Norm
+
+from ..vocabulary import Call, Slot
+from .base import Gradient, Pass, Rule, Transpose
+from .basic import BasicRule
+
+__all__ = [
+    "Attention",
+    "Gate",
+    "Half",
+    "Linearized",
+    "Matmul",
+    "Softmax",
+    "gradient",
+    "passed",
+    "proportional",
+    "transpose",
+]
+
+STABILIZER = 1e-6
+
+Slots = Mapping[Slot, fx.Node]
+
+
+def gradient(node: fx.Node, slots: Slots) -> Rule:
+    """The plain gradient, which zennit leaves to what it can name."""
+    return Gradient()
+
+
+def transpose(node: fx.Node, slots: Slots) -> Rule:
+    """The exact transpose, of structural ops."""
+    return Transpose()
+
+
+def passed(node: fx.Node, slots: Slots) -> Rule:
+    """Relevance passes unchanged."""
+    return Pass()
+
+
+def proportional(node: fx.Node, slots: Slots) -> Rule:
+    """Of a linear map: relevance goes to each input in proportion to its contribution (LRP-0, stabilized)."""
+    return BasicRule(Norm(stabilizer=STABILIZER))
+
+
+class Gate(Rule):
+    """Signal x gate: all relevance to the signal, the gate is a constant (the signal-takes-it-all rule).
+
+    Parameters
+    ----------
+    signal : int
+        Which of the factors is the signal, 0 or 1.
+    """
+
+    needs_output = False
+
+    def __init__(self, signal: int) -> None:
+        super().__init__()
+        self.signal = signal
+
+    def receivers(self, slots: Sequence[Slot]) -> Sequence[Slot]:
+        return [slot for slot in slots if slot[0] == self.signal]
+
+    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        return [relevance.sum_to_size(x.shape) for x in call.inputs]
+
+
+class Half(Rule):
+    """Product of two activations: half of the relevance to each factor (AttnLRP, arXiv 2402.05602, section 3.3)."""
+
+    needs_output = False
+
+    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        return [(relevance / len(call.slots)).sum_to_size(x.shape) for x in call.inputs]
+
+
+class Linearized(Rule):
+    """A normalization whose deviation is held constant: a linear map, and relevance in proportion (LRP-epsilon).
+
+    Parameters
+    ----------
+    linearize : callable
+        ``(call) -> callable``: the linear map at the call's values.
+    """
+
+    def __init__(self, linearize: Callable[[Call], Callable[[Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.linearize = linearize
+
+    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        (x,) = call.inputs
+        _, pull = torch.func.vjp(self.linearize(call), x.to(relevance.dtype))
+        (share,) = pull(relevance / stabilize(output.to(relevance.dtype), STABILIZER))
+        return (x * share,)
+
+
+def softmax_relevance(x: Tensor, s: Tensor, relevance: Tensor, dim: int) -> Tensor:
+    """AttnLRP's softmax rule: ``R_i = x_i (R_s,i - s_i sum_j R_s,j)`` (arXiv 2402.05602, proposition 3.1)."""
+    share = relevance - s * relevance.sum(dim, keepdim=True)
+    # A masked position (-inf) has no share, and -inf * 0 would be NaN.
+    return torch.where(torch.isfinite(x), x, 0.0) * share
+
+
+def matmul_relevance(a: Tensor, v: Tensor, o: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
+    """AttnLRP's rule for ``o = a @ v``: half to each factor (arXiv 2402.05602, proposition 3.3)."""
+    share = relevance / stabilize(2 * o, STABILIZER)
+    return a * share.matmul(v.mT), v * a.mT.matmul(share)
+
+
+class Softmax(Rule):
+    """AttnLRP's first-order rule; its remainder does not conserve (arXiv 2402.05602, proposition 3.1)."""
+
+    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        x = call.args[0].to(relevance.dtype)
+        return (softmax_relevance(x, output.to(relevance.dtype), relevance, call.args[1]),)
+
+
+class Matmul(Rule):
+    """Product of two matrices that both depend on the input: half to each (arXiv 2402.05602, proposition 3.3)."""
+
+    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        a, v = (x.to(relevance.dtype) for x in call.inputs)
+        of_a, of_v = matmul_relevance(a, v, output.to(relevance.dtype), relevance)
+        return of_a.sum_to_size(a.shape), of_v.sum_to_size(v.shape)
+
+
+class Attention(Rule):
+    """Scaled dot-product attention, as the softmax and the two matrix products that it is made of (AttnLRP)."""
+
+    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        q, k, v = (x.to(relevance.dtype) for x in call.args[:3])
+        mask, causal = call.argument(3), call.argument(5, False)
+        scale = call.kwargs.get("scale")
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
+        scores = (q * scale).matmul(k.mT)
+        logits = scores
+        if causal:
+            keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+            logits = logits.masked_fill(~keep, -torch.inf)
+        if mask is not None:
+            logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
+        weights = logits.softmax(-1)
+        of_weights, of_v = matmul_relevance(weights, v, output.to(relevance.dtype), relevance)
+        of_scores = softmax_relevance(scores, weights, of_weights, -1)
+        of_q, of_k_transposed = matmul_relevance(q * scale, k.mT, scores, of_scores)
+        found = {0: of_q, 1: of_k_transposed.mT, 2: of_v}
+        return [found[position] for position, _ in call.slots]

@@ -1,0 +1,102 @@
+"""Any other zennit `Hook`, one that overrides `backward`, called with what zennit would call it with."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from zennit.core import Hook
+
+from ..errors import RuleError
+from ..vocabulary import Call
+from .base import Rule
+
+__all__ = ["HookRule"]
+
+_WITH_KWARGS = len(inspect.signature(Hook.forward).parameters) > 4
+"""Whether zennit's hooks take ``(module, args, kwargs, output)`` (since 1.0) or ``(module, input, output)``."""
+
+
+def _view(module: nn.Module, params: Mapping[str, Tensor]) -> nn.Module:
+    """`module` as the hook should see it: with the parameters that the canonized graph uses."""
+    view = copy.copy(module)
+    view._parameters = {**module._parameters, **params}  # type: ignore[assignment]
+    return view
+
+
+class _Gradients(Sequence[Tensor | None]):
+    """The gradient at the op's inputs, taken only when the hook asks for it."""
+
+    def __init__(self, call: Call, relevance: Tensor) -> None:
+        self._call, self._relevance = call, relevance
+        self._values: tuple[Tensor | None, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self._call.slots)
+
+    def __getitem__(self, index: Any) -> Any:
+        if self._values is None:
+            self._values = self._call.vjp(self._relevance)
+        return self._values[index]
+
+
+class HookRule(Rule):
+    """A zennit `Hook` with a `backward` of its own, such as `ReLUGuidedBackprop`.
+
+    Its `forward` and `backward` are called with the values of one call of the op, so that no state is left between
+    calls. ``grad_input`` is the plain gradient, ``grad_output`` the relevance; a `backward` that returns None leaves
+    the gradient, as in zennit.
+
+    Parameters
+    ----------
+    hook : zennit.core.Hook
+        The rule.
+    module : nn.Module
+        The module that the composite gave the rule to, handed to the hook.
+    """
+
+    def __init__(self, hook: Hook, module: nn.Module) -> None:
+        super().__init__()
+        self.hook = hook
+        # In a tuple: the user's module is not to become a part of the twin.
+        self._module = (module,)
+
+    @property
+    def name(self) -> str:
+        return type(self.hook).__name__.lower()
+
+    def __repr__(self) -> str:
+        return f"{type(self.hook).__name__}()"
+
+    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        hook, module = self.hook, _view(self._module[0], call.params)
+        inputs = call.inputs
+        arguments = (module, inputs, dict(call.kwargs), output) if _WITH_KWARGS else (module, inputs, output)
+        try:
+            hook.forward(*arguments)
+            hook.stored_tensors["grad_output"] = (relevance,)
+            found = hook.backward(module, _Gradients(call, relevance), (relevance,))  # type: ignore[arg-type]
+        finally:
+            hook.stored_tensors.clear()
+        if found is None:
+            return call.vjp(relevance)
+        found = tuple(found) if isinstance(found, Sequence) else (found,)
+        for value, x in zip(found, inputs, strict=False):
+            if not isinstance(value, Tensor) or value.shape != x.shape:
+                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise RuleError(
+                    f"{type(hook).__name__}.backward gave relevance of shape {shape} for an input of shape "
+                    f"{tuple(x.shape)}: give the rule to a layer that keeps the shape, or let it return one that fits"
+                )
+        if len(found) < len(inputs):
+            raise RuleError(
+                f"{type(hook).__name__}.backward gave relevance for {len(found)} of {len(inputs)} inputs: a rule of "
+                "one input cannot say how relevance is shared between several; give the op another"
+            )
+        return found[: len(inputs)]
+
+

@@ -1,0 +1,75 @@
+"""What a modifier of a zennit rule does, found out by trying it on numbers, whatever the rule's class.
+
+The numbers span thirty orders of magnitude and both signs, so that a modifier which changes nothing on them, but does
+on others, has to be made for that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["is_identity", "is_zero", "keeps_params", "numbers", "reads_gradient"]
+
+
+def numbers(shape: Sequence[int], *, non_negative: bool = False, seed: int = 0) -> Tensor:
+    """Random float64 numbers of many magnitudes, zeros among them."""
+    generator = torch.Generator().manual_seed(seed)
+    draw = lambda: torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
+    values = 10 ** (30 * draw() - 15) * (draw() > 0.1)
+    return values if non_negative else values * torch.where(draw() < 0.5, -1.0, 1.0).to(values)
+
+
+def _agrees(function: Callable[[Tensor], Any], reference: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> bool:
+    for x in inputs:
+        try:
+            value = function(x.clone())
+        # A user's modifier may refuse numbers that are not its layer's: then nothing is known of it.
+        except Exception:
+            return False
+        if not isinstance(value, Tensor) or value.shape != x.shape or not torch.equal(value, reference(x)):
+            return False
+    return True
+
+
+def _inputs(shape: Sequence[int], non_negative: bool) -> list[Tensor]:
+    return [numbers(shape, non_negative=non_negative, seed=seed) for seed in range(2)]
+
+
+def is_identity(modifier: Callable[[Tensor], Any], shape: Sequence[int], *, non_negative: bool) -> bool:
+    """Whether an input or output modifier changes nothing (on non-negative numbers, if ``non_negative``)."""
+    return _agrees(modifier, lambda x: x, _inputs(shape, non_negative))
+
+
+def is_zero(modifier: Callable[[Tensor], Any], shape: Sequence[int], *, non_negative: bool) -> bool:
+    """Whether an input modifier gives zero (on non-negative numbers, if ``non_negative``)."""
+    return _agrees(modifier, torch.zeros_like, _inputs(shape, non_negative))
+
+
+def keeps_params(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> bool:
+    """Whether a parameter modifier changes none of the parameters of these names and shapes."""
+    for seed in range(2):
+        params = {name: numbers(shape, seed=seed) for name, shape in shapes.items()}
+        modified = modify({name: param.clone() for name, param in params.items()})
+        if not all(torch.equal(modified[name], param) for name, param in params.items()):
+            return False
+    return True
+
+
+def reads_gradient(
+    reducer: Callable[[list[Tensor], list[Tensor]], Any], count: int, index: int, zero_inputs: Sequence[int]
+) -> bool:
+    """Whether a reducer's value depends on the gradient of branch `index`, where some branches' inputs are zero."""
+    shape = (64,)
+    inputs = [torch.zeros(shape).double() if i in zero_inputs else numbers(shape, seed=i) for i in range(count)]
+    gradients = [numbers(shape, seed=count + i) for i in range(count)]
+    others = list(gradients)
+    others[index] = numbers(shape, seed=2 * count)
+    try:
+        return not torch.equal(reducer(list(inputs), gradients), reducer(list(inputs), others))
+    # As above: a reducer that refuses these numbers is taken to read everything.
+    except Exception:
+        return True

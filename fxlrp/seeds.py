@@ -1,0 +1,106 @@
+"""Seeds: the relevance that is put on the model's output, as a target asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .errors import TargetError
+
+__all__ = ["Target", "seed"]
+
+Target = int | Tensor | Callable[[Tensor], Tensor] | None
+"""What to explain: see `seed`."""
+
+_HELP = (
+    "give None, a class (int), a LongTensor (B,), a float tensor of the output's shape or with K of these in front, or "
+    "a function of the output"
+)
+
+
+def seed(output: Tensor, target: Target = None) -> Tensor:
+    """The relevance on the output that `target` asks for.
+
+    A class is explained by the value of its output, ``R_c = z_c`` (eq. 3 of Bassi et al., Faster ISNet): relevance
+    then sums up to that output, up to what biases and stabilizers take.
+
+    Parameters
+    ----------
+    output : Tensor
+        The model's output, shape (B, C) or (B, C, ...): classes in dimension 1. In half precision, the seed (and with
+        it all relevance) is in single precision.
+    target : int, Tensor, callable or None
+        None: each sample's highest output. An int: this class. An integer tensor (B,): a class for each sample. A
+        floating-point tensor of the output's shape: the seed itself; with one more dimension in front, (K, B, C): K
+        seeds. A callable: a function of the output that returns the seed.
+
+    Returns
+    -------
+    Tensor
+        The seed, of the output's shape or with K in front.
+
+    Raises
+    ------
+    TargetError
+        If a class is out of range, or a tensor's shape or dtype does not fit. The values of an integer tensor are
+        looked at on the CPU only, where that is free.
+    """
+    if output.dtype in (torch.float16, torch.bfloat16):
+        output = output.float()
+    if callable(target) and not isinstance(target, Tensor):
+        found = target(output)
+        if not isinstance(found, Tensor) or not found.is_floating_point():
+            raise TargetError(f"the target function must return a floating-point tensor, not {_described(found)}")
+        return _given(output, found)
+    if isinstance(target, Tensor) and target.is_floating_point():
+        return _given(output, target)
+    if output.ndim < 2:
+        if target is None:
+            return output
+        raise TargetError(f"the output of shape {tuple(output.shape)} has no classes: {_HELP.replace('a class', '')}")
+    classes = output.shape[1]
+    if target is None:
+        index = output.argmax(1, keepdim=True)
+    elif isinstance(target, int) and not isinstance(target, bool):
+        if not -classes <= target < classes:
+            raise TargetError(f"target {target} is out of range: the model has {classes} classes, 0 to {classes - 1}")
+        index = torch.full_like(output[:, :1], target % classes, dtype=torch.long)
+    elif isinstance(target, Tensor) and target.dtype != torch.bool and not target.is_complex():
+        index = _per_sample(output, target)
+    else:
+        raise TargetError(f"a target cannot be {_described(target)}: {_HELP}")
+    return torch.zeros_like(output).scatter(1, index, output.gather(1, index))
+
+
+def _per_sample(output: Tensor, target: Tensor) -> Tensor:
+    if tuple(target.shape) != (output.shape[0],):
+        raise TargetError(
+            f"an integer target needs a class for each of the {output.shape[0]} samples, shape ({output.shape[0]},), "
+            f"not {tuple(target.shape)}: {_HELP}"
+        )
+    classes = output.shape[1]
+    # Elsewhere, looking at the values would wait for the device (and in a trace there are none to look at).
+    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+        wrong = target[(target < 0) | (target >= classes)]
+        if wrong.numel():
+            raise TargetError(f"target {int(wrong[0])} is out of range: the model has {classes} classes, 0 to {classes - 1}")
+    index = target.to(device=output.device, dtype=torch.long)
+    return index.reshape(-1, *(1,) * (output.ndim - 1)).expand(-1, 1, *output.shape[2:])
+
+
+def _given(output: Tensor, found: Tensor) -> Tensor:
+    if found.shape != output.shape and found.shape[1:] != output.shape:
+        shape = tuple(output.shape)
+        raise TargetError(
+            f"a seed of shape {tuple(found.shape)} does not fit the output's shape {shape}: it needs {shape}, or "
+            f"(K, {', '.join(map(str, shape))}) for K seeds"
+        )
+    return found.to(output)
+
+
+def _described(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
+    return f"{value!r} ({type(value).__name__})"

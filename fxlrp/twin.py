@@ -1,0 +1,395 @@
+"""The twin: a module that gives a model's output together with its explanation."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from zennit.core import Composite
+
+from . import composites, ops
+from .assign import assign
+from .canonize import canonize_graph, fold_constants
+from .capture import Capture, Output, capture
+from .emit import emit
+from .errors import FxlrpError, InputError, MissingExtraError, ModulePathError
+from .seeds import Target, seed
+
+__all__ = ["Explanation", "Twin", "convert", "explain"]
+
+_ = ops  # Importing the package fills the vocabulary.
+
+
+class Explanation(NamedTuple):
+    """What a twin returns.
+
+    Attributes
+    ----------
+    output : Tensor
+        The model's output that is explained.
+    relevance : Tensor, or tuple of Tensor or None
+        Relevance of the input, of its shape; of several inputs, one for each (None for one that is not floating
+        point, or on which the output does not depend). With K seeds, K stands in front.
+    recorded : dict of str to Tensor or tuple of Tensor
+        Relevance at the input of each recorded module; a tuple where it has several inputs or is called several times.
+    """
+
+    output: Tensor
+    relevance: Any
+    recorded: dict[str, Any]
+
+
+@dataclass
+class _Program:
+    """A capture with its relevance pass, and the two halves of it (made when they are needed)."""
+
+    capture: Capture
+    fingerprint: tuple[Any, ...]
+    graph_module: fx.GraphModule
+    _halves: tuple[fx.GraphModule, fx.GraphModule] | None = None
+
+    def halves(self) -> tuple[fx.GraphModule, fx.GraphModule]:
+        """Forward half: inputs to (output, values); relevance half: seed and values to (relevances, recorded)."""
+        if self._halves is None:
+            self._halves = _split(self.graph_module)
+        return self._halves
+
+
+def _split(whole: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
+    nodes = list(whole.graph.nodes)
+    start = next(i for i, node in enumerate(nodes) if node.target is seed)
+    inputs = [node for node in nodes[:start] if node.op == "placeholder" and node.target != "target"]
+    before, after = set(nodes[:start]), nodes[start + 1 : -1]
+    output, relevance, recorded = nodes[-1].args[0]
+    saved = [n for n in nodes[:start] if n.op != "get_attr" and any(user in set(after) for user in n.users)]
+    forward, copies = fx.Graph(), {}
+    for node in nodes[:start]:
+        if node.op != "placeholder" or node in inputs:
+            copies[node] = forward.node_copy(node, lambda n: copies[n])
+    forward.output((copies[output], tuple(copies[n] for n in saved)))
+    backward = fx.Graph()
+    copies = {nodes[start]: backward.placeholder("seed")}
+    copies |= {node: backward.placeholder(node.name) for node in saved}
+    copies |= {n: backward.node_copy(n) for n in before if n.op == "get_attr"}
+    for node in after:
+        copies[node] = backward.node_copy(node, lambda n: copies[n])
+    # An input that no relevance reaches stays without one.
+    backward.output(fx.node.map_arg((relevance, recorded), lambda n: copies[n]))
+    return fx.GraphModule(whole, forward, "Forward"), fx.GraphModule(whole, backward, "Relevance")
+
+
+class _Kept:
+    """A composite, in a form that can be pickled: rules hold functions that pickle does not take."""
+
+    def __init__(self, value: Composite | str | None) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.value is None or isinstance(self.value, str):
+            return _Kept, (self.value,)
+        try:
+            import cloudpickle
+        except ImportError as error:
+            raise MissingExtraError("saving a twin with a composite that is not given by its name", "cloudpickle", "save") from error
+        return _load_kept, (cloudpickle.dumps(self.value),)
+
+
+def _load_kept(data: bytes) -> _Kept:
+    import cloudpickle
+
+    return _Kept(cloudpickle.loads(data))
+
+
+class Twin(nn.Module):
+    """A model that explains itself; made by `convert`, whose parameters are described there."""
+
+    def __init__(
+        self,
+        model: nn.Module | ExportedProgram,
+        composite: Composite | str | None,
+        *,
+        trainable: bool,
+        record: Sequence[str],
+        output: Output,
+        unmatched: str,
+    ) -> None:
+        super().__init__()
+        self._exported = model if isinstance(model, ExportedProgram) else None
+        module = model.module() if isinstance(model, ExportedProgram) else model
+        # Not trainable: a snapshot, so that every capture, now or later, speaks of the same weights.
+        self.model = module if trainable else copy.deepcopy(module).requires_grad_(False)
+        self.training = module.training
+        self.trainable = trainable
+        self._kept = _Kept(composite)
+        self._composite = composites.resolve(composite)
+        self._record, self._output, self._unmatched = tuple(record), output, unmatched
+        self._programs: list[_Program] = []
+        self._known: dict[Any, _Program] = {}
+        if self._exported is None:
+            paths = dict(self.model.named_modules(remove_duplicate=False))
+            composites.check_names(self._composite, paths)
+            for path in self._record:
+                if path not in paths:
+                    near = difflib.get_close_matches(path, paths, n=3)
+                    hint = f" Near to it are: {', '.join(near)}." if near else ""
+                    raise ModulePathError(f"record names the module '{path}', which the model has not.{hint}")
+
+    def forward(self, x: Tensor | tuple[Tensor, ...], target: Target = None) -> Explanation:
+        """The model's output at `x`, and why.
+
+        Parameters
+        ----------
+        x : Tensor or tuple of Tensor
+            The model's input, or inputs.
+        target : int, Tensor, callable or None
+            What to explain, see `fxlrp.seeds.seed`.
+
+        Returns
+        -------
+        Explanation
+            Output, relevance (of the input's shape and dtype), and what was recorded.
+
+        Raises
+        ------
+        InputError
+            If no input is a floating-point tensor, or their number is wrong.
+        TargetError
+            If the target does not fit the output.
+        FxlrpError
+            At the first call with such inputs, what `convert` raises.
+        """
+        single = isinstance(x, Tensor)
+        inputs = (x,) if single else tuple(x)
+        program = self._program(inputs)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable):
+            if _may_be_several(target):
+                output, relevance, recorded = _several(program, inputs, target)
+            else:
+                output, relevance, recorded = program.graph_module(*inputs, target)
+        relevance = tuple(None if r is None else r.to(i.dtype) for r, i in zip(relevance, inputs, strict=True))
+        return Explanation(output, relevance[0] if single else relevance, recorded)
+
+    def capture(self, x: Tensor | tuple[Tensor, ...]) -> None:
+        """Capture the model for inputs like `x` now, rather than at the first call with such."""
+        self._program((x,) if isinstance(x, Tensor) else tuple(x))
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """The graph module of the latest capture: ``(*inputs, target) -> (output, relevances, recorded)``."""
+        if not self._programs:
+            raise FxlrpError(
+                "nothing is captured yet: call the twin once, or give convert example_inputs, and then ask for its code"
+            )
+        return self._programs[-1].graph_module
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The latest capture's graph: the forward pass and the relevance pass."""
+        return self.graph_module.graph
+
+    @property
+    def code(self) -> str:
+        """The latest capture as code, without the marks of where a value is freed."""
+        lines = self.graph_module.code.strip().splitlines()
+        return "\n".join(re.sub(r";\s+\w+ = .*None$", "", line).rstrip() for line in lines if line.strip()) + "\n"
+
+    def _program(self, inputs: tuple[Any, ...]) -> _Program:
+        key = (
+            tuple((type(x), x.dtype, tuple(x.shape)) if isinstance(x, Tensor) else type(x) for x in inputs),
+            tuple(module.training for module in self.model.modules()),
+        )
+        if key not in self._known:
+            _check_inputs(inputs)
+            self._known[key] = self._find(inputs, key[1])
+        return self._known[key]
+
+    def _find(self, inputs: tuple[Tensor, ...], mode: tuple[bool, ...]) -> _Program:
+        """A program that was made for other sizes and fits, or a new one."""
+        tried = {id(program): program for (_, of), program in self._known.items() if of == mode}
+        for program in tried.values():
+            if program.capture.fits(inputs):
+                return program
+        captured = capture(self._source(), inputs, self._output)
+        fingerprint = captured.fingerprint()
+        for program in tried.values():
+            if program.fingerprint == fingerprint:
+                return program
+        program = _Program(captured, fingerprint, self._build(captured))
+        self._programs.append(program)
+        return program
+
+    def _source(self) -> nn.Module | ExportedProgram:
+        """What is captured: the model, or a copy with the same parameters that foreign canonizers were applied to."""
+        if self._exported is not None:
+            return self._exported
+        canonizers = composites.foreign_canonizers(self._composite)
+        if not canonizers:
+            return self.model
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        changed = copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
+        for canonizer in canonizers:
+            canonizer.apply(changed)
+        return changed
+
+    def _build(self, captured: Capture) -> fx.GraphModule:
+        whole = fx.GraphModule(captured.graph_module, copy.deepcopy(captured.graph_module.graph), "Twin")
+        canonize_graph(whole)
+        if not self.trainable:
+            fold_constants(whole)
+        steps = assign(whole.graph, captured.modules, self._composite, unmatched=self._unmatched)
+        emit(whole, steps, record=self._record, constant=not self.trainable)
+        whole.graph.lint()
+        whole.recompile()
+        return whole
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Twin:
+        # Buffers are new tensors after a move: captures hold the old ones.
+        self._programs, self._known = [], {}
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Captures are made again: they hold functions, and a copy of the model has tensors of its own.
+        return {k: v for k, v in self.__dict__.items() if k != "_composite"} | {"_programs": [], "_known": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._composite = composites.resolve(self._kept.value)
+
+    def extra_repr(self) -> str:
+        return f"composite={type(self._composite).__name__}, trainable={self.trainable}, captures={len(self._programs)}"
+
+
+def _may_be_several(target: Target) -> bool:
+    return callable(target) or (isinstance(target, Tensor) and target.is_floating_point())
+
+
+def _several(program: _Program, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, Any, Any]:
+    """A seed that may be K seeds: the forward half once, the relevance half for each."""
+    (value,) = next(node for node in reversed(program.capture.graph_module.graph.nodes)).args
+    rank = value.meta["val"].ndim
+    if isinstance(target, Tensor) and not callable(target) and target.ndim == rank:
+        return program.graph_module(*inputs, target)
+    forward, relevance = program.halves()
+    output, saved = forward(*inputs)
+    start = seed(output, target)
+    if start.ndim == rank:
+        return output, *relevance(start, *saved)
+    found = torch.vmap(lambda each: relevance(each, *saved), randomness="different")(start)
+    return output, *found
+
+
+def _check_inputs(inputs: Sequence[Any]) -> None:
+    for index, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise InputError(f"input {index} is a {type(x).__name__}: inputs are tensors, several of them in a tuple")
+    if not any(x.is_floating_point() for x in inputs):
+        kinds = ", ".join(str(x.dtype) for x in inputs)
+        raise InputError(
+            f"the input is {kinds}: relevance goes to floating-point inputs only. Convert it, for example x.float() / 255"
+        )
+
+
+def convert(
+    model: nn.Module | ExportedProgram,
+    composite: Composite | str | None = None,
+    *,
+    example_inputs: Tensor | tuple[Tensor, ...] | None = None,
+    trainable: bool = False,
+    record: Sequence[str] = (),
+    output: Output = None,
+    unmatched: str = "error",
+) -> Twin:
+    """Turn a model into a module that gives its output together with its explanation.
+
+    Parameters
+    ----------
+    model : nn.Module or torch.export.ExportedProgram
+        The model; a `torch.fx.GraphModule` is one. It is never modified.
+    composite : zennit.core.Composite, str or None
+        Which rule each layer gets: a zennit composite, the name of one in `zennit.composites.COMPOSITES`, or None for
+        the default (``docs/composites.md``). Its canonizers are not needed: those whose work fxlrp does are skipped,
+        others are applied to a copy of the model.
+    example_inputs : Tensor, tuple of Tensor or None
+        Inputs to capture the model with, now. None: at the first call.
+    trainable : bool
+        False: the twin has a snapshot of the model, with its parameters folded into constants; no autograd. True: it
+        shares the model's parameters and buffers and follows its mode, and its relevance can be differentiated with
+        respect to the parameters and the input.
+    record : sequence of str
+        Module paths; the relevance at each one's input is returned too.
+    output : str, int, callable or None
+        Which output is explained, of a model that returns several: see `fxlrp.capture.capture`.
+    unmatched : {"error", "gradient"}
+        What to do with an op that fxlrp does not know: raise, or let relevance through as the plain gradient would.
+
+    Returns
+    -------
+    Twin
+        Call it with an input, and a target if need be.
+
+    Raises
+    ------
+    CaptureError, CompositeError, ModulePathError, RuleError, UnsupportedOpError
+        See `fxlrp.errors`. Those that need the graph come with the first capture.
+
+    Examples
+    --------
+    >>> import torch, torchvision, fxlrp
+    >>> model = torchvision.models.resnet18().eval()
+    >>> twin = fxlrp.convert(model, "epsilon_plus")
+    >>> out = twin(torch.randn(1, 3, 64, 64), target=7)
+    >>> out.relevance.shape
+    torch.Size([1, 3, 64, 64])
+    """
+    if not isinstance(model, nn.Module | ExportedProgram):
+        raise InputError(f"a model is an nn.Module or an ExportedProgram, not a {type(model).__name__}")
+    if unmatched not in ("error", "gradient"):
+        raise InputError(f"unmatched is 'error' or 'gradient', not {unmatched!r}")
+    if isinstance(record, str):
+        raise ModulePathError(f"record is a sequence of module paths: write ({record!r},)")
+    twin = Twin(model, composite, trainable=trainable, record=record, output=output, unmatched=unmatched)
+    if example_inputs is not None:
+        twin.capture(example_inputs)
+    return twin
+
+
+def explain(
+    model: nn.Module | ExportedProgram,
+    x: Tensor | tuple[Tensor, ...],
+    target: Target = None,
+    composite: Composite | str | None = None,
+    **options: Any,
+) -> Explanation:
+    """Explain one batch: `convert` and one call.
+
+    Parameters
+    ----------
+    model, composite, **options
+        As for `convert`.
+    x, target
+        As for `Twin.forward`.
+
+    Raises
+    ------
+    InputError
+        If the input has values that are not finite, and what `convert` and the twin's call raise.
+    """
+    for value in (x,) if isinstance(x, Tensor) else x:
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            raise InputError(
+                f"the input has {int((~value.isfinite()).sum())} values that are NaN or infinite: relevance would be "
+                "NaN everywhere they reach. Clean the input, for example with torch.nan_to_num"
+            )
+    return convert(model, composite, **options)(x, target)
+
+

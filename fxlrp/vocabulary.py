@@ -1,0 +1,174 @@
+"""What fxlrp knows of each ATen op: where relevance can go, which module stands for it, how it is transposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from .graph import unwrap
+
+if TYPE_CHECKING:
+    from .rules.base import Rule
+
+__all__ = ["Call", "Op", "Slot", "lookup", "register", "slots_of"]
+
+Slot = tuple[int, int | None]
+"""Where an operand stands in a call: its position, and its index where the argument there is a list."""
+
+Target = Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Op:
+    """What fxlrp knows of an op.
+
+    Attributes
+    ----------
+    default : callable
+        ``(node, slots) -> Rule or None``: the rule for a node that the composite leaves without one, given the operands
+        that relevance can flow to, by their slots; None if there is no rule for these.
+    inputs : tuple of int
+        Positions of the arguments through which relevance can flow; an argument may be a list of tensors.
+    params : dict of str to int
+        Names (as zennit's ``param_modifiers`` see them) and positions of the op's parameters.
+    stand_in : callable or None
+        ``(node) -> nn.Module or None``: the module that stands for a functional call of this op before a composite.
+    vjp : callable or None
+        ``(call, gradient) -> tuple of Tensor``: the op's transpose at its inputs, a gradient for each of the call's
+        slots; None for `torch.func.vjp`.
+    at_zero : callable or None
+        ``(call) -> Tensor or None``: the op's value, up to broadcasting, at inputs that are all zero; None for zero.
+        Given by ops that are affine in their inputs; a rule may then leave out a branch whose input is zero.
+    non_negative : callable
+        ``(node, inputs_are_non_negative) -> bool``: whether the value is known to be non-negative.
+    structural : bool
+        Whether the op only moves values about. Relevance moves back with them, whatever the composite says.
+    """
+
+    default: Callable[[fx.Node, Mapping[Slot, fx.Node]], Rule | None]
+    inputs: tuple[int, ...] = (0,)
+    params: Mapping[str, int] = field(default_factory=dict)
+    stand_in: Callable[[fx.Node], nn.Module | None] = lambda node: None
+    vjp: Callable[[Call, Any], tuple[Tensor, ...]] | None = None
+    at_zero: Callable[[Call], Tensor | None] | None = None
+    non_negative: Callable[[fx.Node, bool], bool] = lambda node, inputs: False
+    structural: bool = False
+
+
+_OPS: dict[Target, Op] = {}
+
+
+def register(*targets: Target, **fields: Any) -> Op:
+    """Add an op to the vocabulary, or replace its entry.
+
+    Parameters
+    ----------
+    *targets : torch._ops.OpOverload or callable
+        The targets of `torch.fx` nodes that this entry speaks of, for example ``torch.ops.aten.relu.default``.
+    **fields
+        The fields of `Op`; ``default`` must be given.
+
+    Returns
+    -------
+    Op
+        The entry.
+
+    Examples
+    --------
+    Pass relevance unchanged through an op of your own::
+
+        import torch
+        from fxlrp import rules, vocabulary
+
+        vocabulary.register(torch.ops.mylib.clean.default, default=lambda node, slots: rules.Pass())
+    """
+    op = Op(**fields)
+    for target in targets:
+        _OPS[target] = op
+    return op
+
+
+def lookup(target: Target) -> Op | None:
+    """The vocabulary's entry for a call's target, None if it has none."""
+    return _OPS.get(target)
+
+
+def slots_of(node: fx.Node, op: Op, active: Callable[[fx.Node], bool]) -> dict[Slot, fx.Node]:
+    """The operands of `node` that relevance can flow to, by their slots: those that `active` holds of."""
+    found: dict[Slot, fx.Node] = {}
+    args = unwrap(node)[1]
+    for position in op.inputs:
+        argument = args[position] if position < len(args) else None
+        if isinstance(argument, fx.Node):
+            found[position, None] = argument
+        elif isinstance(argument, list | tuple):
+            found.update({(position, i): element for i, element in enumerate(argument) if isinstance(element, fx.Node)})
+    return {slot: operand for slot, operand in found.items() if active(operand)}
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of an op with its values, while the relevance pass runs.
+
+    Attributes
+    ----------
+    op, target
+        The vocabulary's entry and the function that is called.
+    args, kwargs
+        The values.
+    slots : sequence of Slot
+        Where the inputs stand that relevance flows to.
+    """
+
+    op: Op
+    target: Target
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    slots: Sequence[Slot]
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """The inputs that relevance flows to, one for each slot."""
+        return tuple(self.args[p] if i is None else self.args[p][i] for p, i in self.slots)
+
+    @property
+    def params(self) -> dict[str, Tensor]:
+        """The op's parameters that are not None, by name."""
+        values = {name: self.args[p] for name, p in self.op.params.items() if p < len(self.args)}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def argument(self, position: int, default: Any = None) -> Any:
+        """The argument at `position`, `default` where it was left out."""
+        return self.args[position] if position < len(self.args) else default
+
+    def with_inputs(self, inputs: Sequence[Tensor]) -> Call:
+        """The same call at other inputs."""
+        args = [list(a) if isinstance(a, list | tuple) else a for a in self.args]
+        for (position, index), value in zip(self.slots, inputs, strict=True):
+            if index is None:
+                args[position] = value
+            else:
+                args[position][index] = value
+        return replace(self, args=tuple(args))
+
+    def with_params(self, params: Mapping[str, Tensor]) -> Call:
+        """The same call with other parameters."""
+        args = list(self.args)
+        for name, value in params.items():
+            args[self.op.params[name]] = value
+        return replace(self, args=tuple(args))
+
+    def run(self) -> Any:
+        """The op's value."""
+        return self.target(*self.args, **self.kwargs)
+
+    def vjp(self, gradient: Any) -> tuple[Tensor, ...]:
+        """The vector-Jacobian product: `gradient` (of the op's value) taken back to each of the inputs."""
+        if self.op.vjp is not None:
+            return self.op.vjp(self, gradient)
+        _, pull = torch.func.vjp(lambda *inputs: self.with_inputs(inputs).run(), *self.inputs)
+        return pull(gradient)
