@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+from torch._guards import detect_fake_mode
 
 __all__ = [
     "call",
@@ -92,8 +94,9 @@ def call(like: fx.Node, target: Callable[..., Any], *args: Any, name: str | None
     for key in ("nn_module_stack", "stack_trace"):
         if key in like.meta:
             node.meta[key] = like.meta[key]
-    value = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-    node.meta["val"] = target(*value[0], **value[1])
+    values, options = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
+    with detect_fake_mode((values, options)), enable_python_dispatcher():
+        node.meta["val"] = target(*values, **options)
     return node
 
 
