@@ -72,9 +72,10 @@ def dependents(sources: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def drop_dead_code(graph: fx.Graph) -> None:
-    """Erase, in place, every node that nothing reads, except placeholders and writes to the model's buffers."""
+    """Erase, in place, every node that nothing reads, except placeholders and what writes to the model's buffers."""
+    writes = (torch.ops.aten.copy_.default, torch.ops.aten.batch_norm.default)
     for node in reversed(list(graph.nodes)):
-        if node.op in ("placeholder", "output") or node.users or node.target is torch.ops.aten.copy_.default:
+        if node.op in ("placeholder", "output") or node.users or node.target in writes:
             continue
         graph.erase_node(node)
 

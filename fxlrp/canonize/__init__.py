@@ -11,7 +11,7 @@ from collections.abc import Callable
 from torch import fx
 
 from ..graph import drop_dead_code
-from .batch_norm import fold_batch_norms, read_batch_norms_as_affine
+from .batch_norm import fold_batch_norms, read_batch_norms_as_affine, write_statistics_in_place
 from .constants import fold_constants
 from .simplify import read_dropout_as_product, remove_no_ops
 
@@ -20,6 +20,7 @@ __all__ = ["PASSES", "canonize_graph", "fold_constants"]
 PASSES: tuple[Callable[[fx.GraphModule], None], ...] = (
     remove_no_ops,
     read_dropout_as_product,
+    write_statistics_in_place,
     read_batch_norms_as_affine,
     fold_batch_norms,
 )

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from ..graph import call, is_known, known, unwrap
 from ..ops.linear import affine
 
-__all__ = ["fold_batch_norms", "read_batch_norms_as_affine"]
+__all__ = ["fold_batch_norms", "read_batch_norms_as_affine", "write_statistics_in_place"]
 
 aten = torch.ops.aten
 
@@ -73,16 +73,42 @@ def batch_statistics_affine(
     return batch_norm_affine(mean, var, weight, bias, eps)
 
 
+def write_statistics_in_place(graph_module: fx.GraphModule) -> None:
+    """Let a batch norm in training mode update its running statistics itself, as the model's does.
+
+    The functional form, which gives the new statistics out to be copied, keeps the old ones for the backward pass.
+    """
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is not _TRAIN:
+            continue
+        items = {user.args[1]: user for user in node.users if user.target is operator.getitem}
+        x, weight, bias, mean, var, training, momentum, eps = node.args
+        with graph.inserting_before(node):
+            new = call(node, aten.batch_norm.default, x, weight, bias, mean, var, training, momentum, eps, True)
+        for index, statistic in ((3, mean), (4, var)):
+            for user in list(items[index].users):
+                if user.target is aten.copy_.default:
+                    graph.erase_node(user)
+            # A batch norm that is called again goes on from the updated ones.
+            items[index].replace_all_uses_with(statistic)
+        if 0 in items:
+            items[0].replace_all_uses_with(new)
+
+
 def read_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
     """Replace each batch norm by `affine`; in training mode its value stays, read as `affine`."""
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if node.target not in (_EVAL, _TRAIN, _NO_STATS):
+        if node.target not in (_EVAL, _NO_STATS, aten.batch_norm.default):
             continue
-        value = next((user for user in node.users if user.target is operator.getitem and user.args[1] == 0), None)
+        value = node
+        if node.target is not aten.batch_norm.default:
+            value = next((user for user in node.users if user.target is operator.getitem and user.args[1] == 0), None)
         if value is None:
             continue
-        x, weight, bias, eps = node.args[0], node.args[1], node.args[2], node.args[-1]
+        x, weight, bias = node.args[:3]
+        eps = node.args[7] if value is node else node.args[-1]
         with graph.inserting_after(value):
             if node.target is _EVAL:
                 pair = call(node, batch_norm_affine, node.args[3], node.args[4], weight, bias, eps)
