@@ -13,7 +13,7 @@ from zennit.core import Composite, Hook
 
 from .composites import check_names
 from .errors import CaptureError, CompositeError, RuleError, UnsupportedOpError
-from .graph import dependents, is_known, module_calls, module_path, name_of_target, unwrap, where
+from .graph import carriers, is_known, module_calls, module_path, name_of_target, unwrap, where
 from .rules.base import Gradient, Pass, Rule
 from .rules.basic import BasicRule, is_basic
 from .rules.hook import HookRule
@@ -65,7 +65,7 @@ def assign(
     if modules:
         check_names(composite, modules)
     (output,) = next(node for node in graph.nodes if node.op == "output").args
-    active = dependents(node for node in graph.nodes if node.op == "placeholder" and _is_floating(node))
+    active = carriers(node for node in graph.nodes if node.op == "placeholder" and _is_floating(node))
     if output not in active:
         raise CaptureError("the output that is explained does not depend on any floating-point input")
     given, non_negative = _offer(graph, active, _Offers(composite, modules))

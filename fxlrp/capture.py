@@ -45,6 +45,7 @@ class Capture:
     graph_module: fx.GraphModule
     modules: Mapping[str, nn.Module]
     _guard: nn.Module | None
+    _ranges: Mapping[Any, Any]
 
     def fits(self, inputs: tuple[Tensor, ...]) -> bool:
         """Whether this capture speaks for inputs of these shapes and dtypes."""
@@ -52,7 +53,7 @@ class Capture:
             value = node.meta["val"]
             if value.dtype != x.dtype or value.ndim != x.ndim:
                 return False
-            if any(isinstance(size, int) and size != actual for size, actual in zip(value.shape, x.shape, strict=True)):
+            if any(not self._allows(size, actual) for size, actual in zip(value.shape, x.shape, strict=True)):
                 return False
         try:
             if self._guard is not None:
@@ -61,6 +62,12 @@ class Capture:
         except (AssertionError, RuntimeError):
             return False
         return True
+
+    def _allows(self, size: int | torch.SymInt, actual: int) -> bool:
+        if isinstance(size, int):
+            return size == actual
+        allowed = self._ranges.get(size.node.expr)
+        return allowed is not None and allowed.lower <= actual <= allowed.upper
 
     @property
     def placeholders(self) -> list[fx.Node]:
@@ -113,7 +120,7 @@ def capture(
     graph, guard = _copy(module, traces, lambda flat: _chosen(pytree.tree_unflatten(flat, spec), output))
     drop_dead_code(graph)
     modules = {} if isinstance(model, ExportedProgram) else dict(model.named_modules(remove_duplicate=False))
-    return Capture(fx.GraphModule(module, graph, "Capture"), modules, guard)
+    return Capture(fx.GraphModule(module, graph, "Capture"), modules, guard, functional.range_constraints)
 
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:

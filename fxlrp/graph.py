@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch._guards import detect_fake_mode
 
 __all__ = [
     "call",
+    "carriers",
     "dependents",
     "drop_dead_code",
     "is_known",
@@ -21,7 +22,6 @@ __all__ = [
     "module_calls",
     "module_path",
     "name_of_target",
-    "operands",
     "source_line",
     "unwrap",
     "where",
@@ -54,11 +54,6 @@ def unwrap(node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str
     return node.target, tuple(node.args), dict(node.kwargs)
 
 
-def operands(node: fx.Node) -> Iterator[fx.Node]:
-    """The nodes that `node` reads, those inside of lists too."""
-    yield from node.all_input_nodes
-
-
 def dependents(sources: Iterable[fx.Node]) -> set[fx.Node]:
     """All nodes whose value depends on one of `sources`, these included."""
     found = set(sources)
@@ -68,6 +63,31 @@ def dependents(sources: Iterable[fx.Node]) -> set[fx.Node]:
             if user not in found:
                 found.add(user)
                 todo.append(user)
+    return found
+
+
+_aten = torch.ops.aten
+_SHAPE_ONLY = (
+    _aten.ones_like.default,
+    _aten.zeros_like.default,
+    _aten.empty_like.default,
+    _aten.full_like.default,
+    _aten.new_ones.default,
+    _aten.new_zeros.default,
+    _aten.new_empty.default,
+    _aten.new_full.default,
+)
+
+
+def carriers(sources: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes that relevance of `sources` may come through: dependent on their values, not on their shapes alone."""
+    found = set(sources)
+    for node in next(iter(found)).graph.nodes if found else ():
+        value = node.meta.get("val")
+        if node.target in _SHAPE_ONLY or isinstance(value, int | float | bool | torch.SymInt | torch.SymFloat):
+            continue
+        if any(operand in found for operand in node.all_input_nodes):
+            found.add(node)
     return found
 
 

@@ -86,7 +86,7 @@ def seed_of(output: Tensor, target: int) -> Tensor:
 
 def relative(a: Tensor, b: Tensor) -> float:
     """Largest difference, relative to the largest value."""
-    return float((a - b).abs().max() / b.abs().max().clamp_min(1e-300))
+    return ((a - b).abs().max() / b.abs().max().clamp_min(1e-300)).item()
 
 
 def directional_derivatives(function, tensors, seed: int = 0, step: float = 1e-6):

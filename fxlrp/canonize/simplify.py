@@ -1,4 +1,4 @@
-"""Ops that do nothing are removed, and dropout is read as a product with the mask that was drawn."""
+"""Ops that do nothing are removed; writes into slices and dropout are read as functions of values."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import fx
 
 from ..graph import call, known
-from ..ops.structure import dropped
+from ..ops.structure import dropped, written
 
-__all__ = ["read_dropout_as_product", "remove_no_ops"]
+__all__ = ["read_copies_as_written", "read_dropout_as_product", "remove_no_ops"]
 
 aten = torch.ops.aten
 _WHOLE = 2**63 - 1
@@ -33,6 +33,15 @@ def remove_no_ops(graph_module: fx.GraphModule) -> None:
         if node.op == "call_function" and _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
             graph_module.graph.erase_node(node)
+
+
+def read_copies_as_written(graph_module: fx.GraphModule) -> None:
+    """Replace ``aten.copy``, to which functionalization turns a write into a slice, by what it writes."""
+    for node in list(graph_module.graph.nodes):
+        if node.target is aten.copy.default:
+            with graph_module.graph.inserting_before(node):
+                new = call(node, written, *node.args[:2], name=node.name)
+            node.replace_all_uses_with(new)
 
 
 def read_dropout_as_product(graph_module: fx.GraphModule) -> None:

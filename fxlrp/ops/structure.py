@@ -11,7 +11,7 @@ from ..graph import unwrap
 from ..rules.defaults import passed, transpose
 from ..vocabulary import Call, register
 
-__all__ = ["dropped"]
+__all__ = ["dropped", "written"]
 
 aten = torch.ops.aten
 
@@ -108,8 +108,15 @@ _structural(
     aten.unbind.int,
     vjp=_several_vjp,
 )
+
+
+def written(base: Tensor, values: Tensor) -> Tensor:
+    """The values that ``base.copy_(values)`` leaves in `base`: ``aten.copy``, which has no derivative."""
+    return values.to(base.dtype).expand(base.shape)
+
+
 # Writes into a slice, as functions: the written values, and what they leave of the rest.
-_structural(aten.copy.default, inputs=(1,))
+_structural(written, inputs=(1,))
 _structural(aten.slice_scatter.default, aten.select_scatter.default, inputs=(0, 1))
 
 
