@@ -18,7 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
-from .graph import drop_dead_code, module_calls, name_of_target
+from .graph import drop_dead_code, name_of_target
 
 __all__ = ["Capture", "Output", "capture"]
 
@@ -176,7 +176,8 @@ def _copy(
         if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
             continue  # A write to the caller's own input is not an effect to repeat.
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: copies[n])
-        new = graph.create_node(node.op, node.target, args, kwargs, name=_name(node))
+        target = node.name if node.op == "placeholder" else node.target
+        new = graph.create_node(node.op, target, args, kwargs, name=_name(node))
         new.meta = copy.copy(node.meta)
         if "stack_trace" not in new.meta and (origin := node.meta.get("from_node")):
             new.meta["stack_trace"] = traces.get(origin[0].name)
@@ -188,11 +189,11 @@ def _name(node: fx.Node) -> str:
     """``layer1_0_conv1`` for the op of a module, ``layer1_0_add`` for a functional one in it."""
     if node.op != "call_function" or node.target in (operator.getitem, torch.ops.aten.sym_size.int):
         return node.name
-    calls = module_calls(node)
-    path = re.sub(r"\W+", "_", calls[-1][0]) if calls else ""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    path, kind = stack[-1] if stack else ("", "")
+    path = re.sub(r"\W+", "_", path)
     op = name_of_target(node.target).removeprefix("aten.").split(".")[0].strip("_")
-    module = (node.meta.get("nn_module_stack") or {"": ("", "")}).popitem()[1][1] if calls else ""
-    if path and op in re.sub(r"\W", "", str(module)).lower():
+    if path and op in str(kind).lower():
         return path
     return f"{path}_{op}".strip("_")
 

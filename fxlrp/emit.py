@@ -14,7 +14,7 @@ from .assign import Step
 from .errors import ModulePathError
 from .graph import module_calls, unwrap
 from .rules.basic import BasicRule
-from .seeds import seed
+from .seeds import seed_relevance
 from .vocabulary import Op, lookup
 
 __all__ = ["emit"]
@@ -50,7 +50,7 @@ def emit(graph_module: fx.GraphModule, steps: Sequence[Step], *, record: Sequenc
         target = graph.placeholder("target", default_value=None)
     with graph.inserting_before(end):
         writer = _Writer(graph_module, steps, constant)
-        writer.add(output, None, graph.call_function(seed, (output, target)))
+        writer.add(output, None, graph.create_node("call_function", seed_relevance, (output, target), name="seed"))
         for step in reversed(steps):
             writer.take_on(step)
         relevance = [writer.total(node) for node in inputs]

@@ -8,6 +8,7 @@ __all__ = [
     "FxlrpError",
     "InputError",
     "MissingExtraError",
+    "ModelError",
     "ModulePathError",
     "RuleError",
     "TargetError",
@@ -45,6 +46,10 @@ class InputError(FxlrpError, ValueError):
 
 class ModulePathError(FxlrpError, ValueError):
     """A module path is not one of the model's, or its module does nothing in the graph."""
+
+
+class ModelError(FxlrpError, ValueError):
+    """There is no model of that name, or its weights cannot be had or do not fit."""
 
 
 class MissingExtraError(FxlrpError, ImportError):

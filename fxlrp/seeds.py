@@ -9,10 +9,10 @@ from torch import Tensor
 
 from .errors import TargetError
 
-__all__ = ["Target", "seed"]
+__all__ = ["Target", "seed_relevance"]
 
 Target = int | Tensor | Callable[[Tensor], Tensor] | None
-"""What to explain: see `seed`."""
+"""What to explain: see `seed_relevance`."""
 
 _HELP = (
     "give None, a class (int), a LongTensor (B,), a float tensor of the output's shape or with K of these in front, or "
@@ -20,7 +20,7 @@ _HELP = (
 )
 
 
-def seed(output: Tensor, target: Target = None) -> Tensor:
+def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
     """The relevance on the output that `target` asks for.
 
     A class is explained by the value of its output, ``R_c = z_c`` (eq. 3 of Bassi et al., Faster ISNet): relevance

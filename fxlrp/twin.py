@@ -20,7 +20,7 @@ from .canonize import canonize_graph, fold_constants
 from .capture import Capture, Output, capture
 from .emit import emit
 from .errors import FxlrpError, InputError, MissingExtraError, ModulePathError
-from .seeds import Target, seed
+from .seeds import Target, seed_relevance
 
 __all__ = ["Explanation", "Twin", "convert", "explain"]
 
@@ -64,7 +64,7 @@ class _Program:
 
 def _split(whole: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     nodes = list(whole.graph.nodes)
-    start = next(i for i, node in enumerate(nodes) if node.target is seed)
+    start = next(i for i, node in enumerate(nodes) if node.target is seed_relevance)
     inputs = [node for node in nodes[:start] if node.op == "placeholder" and node.target != "target"]
     before, after = set(nodes[:start]), nodes[start + 1 : -1]
     output, relevance, recorded = nodes[-1].args[0]
@@ -152,7 +152,7 @@ class Twin(nn.Module):
         x : Tensor or tuple of Tensor
             The model's input, or inputs.
         target : int, Tensor, callable or None
-            What to explain, see `fxlrp.seeds.seed`.
+            What to explain, see `fxlrp.seed_relevance`.
 
         Returns
         -------
@@ -199,9 +199,11 @@ class Twin(nn.Module):
 
     @property
     def code(self) -> str:
-        """The latest capture as code, without the marks of where a value is freed."""
-        lines = self.graph_module.code.strip().splitlines()
-        return "\n".join(re.sub(r";\s+\w+ = .*None$", "", line).rstrip() for line in lines if line.strip()) + "\n"
+        """The latest capture as code to read: ops under their short names, no marks of where a value is freed."""
+        code = re.sub(r";\s+\w+ = .*None$", "", self.graph_module.code.strip(), flags=re.MULTILINE)
+        code = re.sub(r"torch\.ops\.(aten\.\w+)\.\w+", r"\1", code)
+        code = re.sub(r"\bfxlrp(?:_[a-z]+)*?_(seed_relevance|affine|known|folded|dropped|written|batch\w+)\(", r"\1(", code)
+        return "\n".join(line.rstrip() for line in code.splitlines() if line.strip()) + "\n"
 
     def _program(self, inputs: tuple[Any, ...]) -> _Program:
         key = (
@@ -281,7 +283,7 @@ def _several(program: _Program, inputs: tuple[Tensor, ...], target: Target) -> t
         return program.graph_module(*inputs, target)
     forward, relevance = program.halves()
     output, saved = forward(*inputs)
-    start = seed(output, target)
+    start = seed_relevance(output, target)
     if start.ndim == rank:
         return output, *relevance(start, *saved)
     found = torch.vmap(lambda each: relevance(each, *saved), randomness="different")(start)
