@@ -189,7 +189,7 @@ class _Offers:
             )
 
     def check(self) -> None:
-        """Raise if the composite matched nothing, or names a module that was never offered because it is a container."""
+        """Raise if the composite matched nothing, or names a container."""
         for path, module in self._modules.items():
             if _is_leaf(module) or path in self._offered:
                 continue
@@ -219,7 +219,8 @@ def _rule_of(hook: Any, module: nn.Module, node: fx.Node, slots: Mapping[Slot, f
             )
         return Pass()
     if is_basic(hook):
-        return BasicRule(hook.copy())
+        copied: Any = hook.copy()
+        return BasicRule(copied)
     if isinstance(hook, Hook):
         return HookRule(hook.copy(), module)
     raise RuleError(f"the composite gives {where(node)} a {type(hook).__name__}, which is not a zennit Hook")

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
@@ -79,7 +80,7 @@ class Capture:
         index = {node: i for i, node in enumerate(self.graph_module.graph.nodes)}
         rows: list[Any] = []
         for node in index:
-            args = fx.node.map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")  # type: ignore[arg-type]
+            args = map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")  # type: ignore[arg-type]
             value = node.meta.get("val")
             form = (value.dtype, *(size == 1 for size in value.shape)) if isinstance(value, Tensor) else None
             target = name_of_target(node.target) if node.op == "call_function" else node.op
@@ -117,6 +118,7 @@ def capture(
     assert isinstance(module, fx.GraphModule)
     traces = {node.name: node.meta.get("stack_trace") for node in program.graph.nodes}
     spec = functional.call_spec.out_spec
+    assert spec is not None
     graph, guard = _copy(module, traces, lambda flat: _chosen(pytree.tree_unflatten(flat, spec), output))
     drop_dead_code(graph)
     modules = {} if isinstance(model, ExportedProgram) else dict(model.named_modules(remove_duplicate=False))
@@ -175,7 +177,7 @@ def _copy(
             continue
         if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
             continue  # A write to the caller's own input is not an effect to repeat.
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: copies[n])
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: copies[n])
         target = node.name if node.op == "placeholder" else node.target
         new = graph.create_node(node.op, target, args, kwargs, name=_name(node))
         new.meta = copy.copy(node.meta)

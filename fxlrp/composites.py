@@ -56,7 +56,9 @@ def resolve(composite: Composite | str | None) -> Composite:
     if composite not in COMPOSITES:
         near = difflib.get_close_matches(composite, COMPOSITES, n=1)
         hint = f"; did you mean '{near[0]}'?" if near else ""
-        raise CompositeError(f"there is no composite '{composite}'{hint} The names are: {', '.join(sorted(COMPOSITES))}.")
+        raise CompositeError(
+            f"there is no composite '{composite}'{hint} The names are: {', '.join(sorted(COMPOSITES))}."
+        )
     kind = COMPOSITES[composite]
     return kind(**BOX) if composite == "epsilon_gamma_box" else kind()
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
+from torch.fx.node import map_arg
 
 __all__ = [
     "call",
@@ -115,8 +117,8 @@ def call(like: fx.Node, target: Callable[..., Any], *args: Any, name: str | None
     for key in ("nn_module_stack", "stack_trace"):
         if key in like.meta:
             node.meta[key] = like.meta[key]
-    values, options = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-    with detect_fake_mode((values, options)), enable_python_dispatcher():
+    values, options = map_arg((args, kwargs), lambda n: n.meta["val"])
+    with detect_fake_mode((values, options)) or nullcontext(), enable_python_dispatcher():
         node.meta["val"] = target(*values, **options)
     return node
 

@@ -65,7 +65,7 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
         index = output.argmax(1, keepdim=True)
     elif isinstance(target, int) and not isinstance(target, bool):
         if not -classes <= target < classes:
-            raise TargetError(f"target {target} is out of range: the model has {classes} classes, 0 to {classes - 1}")
+            raise TargetError(_out_of_range(target, classes))
         index = torch.full_like(output[:, :1], target % classes, dtype=torch.long)
     elif isinstance(target, Tensor) and target.dtype != torch.bool and not target.is_complex():
         index = _per_sample(output, target)
@@ -85,9 +85,13 @@ def _per_sample(output: Tensor, target: Tensor) -> Tensor:
     if target.device.type == "cpu" and not torch.compiler.is_compiling():
         wrong = target[(target < 0) | (target >= classes)]
         if wrong.numel():
-            raise TargetError(f"target {int(wrong[0])} is out of range: the model has {classes} classes, 0 to {classes - 1}")
+            raise TargetError(_out_of_range(int(wrong[0]), classes))
     index = target.to(device=output.device, dtype=torch.long)
     return index.reshape(-1, *(1,) * (output.ndim - 1)).expand(-1, 1, *output.shape[2:])
+
+
+def _out_of_range(target: int, classes: int) -> str:
+    return f"target {target} is out of range: the model has {classes} classes, 0 to {classes - 1}"
 
 
 def _given(output: Tensor, found: Tensor) -> Tensor:

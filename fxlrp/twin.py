@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
+from torch.fx.node import map_arg
 from zennit.core import Composite
 
 from . import composites, ops
@@ -81,7 +83,7 @@ def _split(whole: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     for node in after:
         copies[node] = backward.node_copy(node, lambda n: copies[n])
     # An input that no relevance reaches stays without one.
-    backward.output(fx.node.map_arg((relevance, recorded), lambda n: copies[n]))
+    backward.output(map_arg((relevance, recorded), lambda n: copies[n]))
     return fx.GraphModule(whole, forward, "Forward"), fx.GraphModule(whole, backward, "Relevance")
 
 
@@ -100,7 +102,9 @@ class _Kept:
         try:
             import cloudpickle
         except ImportError as error:
-            raise MissingExtraError("saving a twin with a composite that is not given by its name", "cloudpickle", "save") from error
+            raise MissingExtraError(
+                "saving a twin with a composite that is not given by its name", "cloudpickle", "save"
+            ) from error
         return _load_kept, (cloudpickle.dumps(self.value),)
 
 
@@ -202,7 +206,8 @@ class Twin(nn.Module):
         """The latest capture as code to read: ops under their short names, no marks of where a value is freed."""
         code = re.sub(r";\s+\w+ = .*None$", "", self.graph_module.code.strip(), flags=re.MULTILINE)
         code = re.sub(r"torch\.ops\.(aten\.\w+)\.\w+", r"\1", code)
-        code = re.sub(r"\bfxlrp(?:_[a-z]+)*?_(seed_relevance|affine|known|folded|dropped|written|batch\w+)\(", r"\1(", code)
+        for function in {node.target for node in self.graph.nodes if inspect.isfunction(node.target)}:
+            code = re.sub(rf"\bfxlrp_\w+_{function.__name__}\(", f"{function.__name__}(", code)
         return "\n".join(line.rstrip() for line in code.splitlines() if line.strip()) + "\n"
 
     def _program(self, inputs: tuple[Any, ...]) -> _Program:
@@ -297,7 +302,8 @@ def _check_inputs(inputs: Sequence[Any]) -> None:
     if not any(x.is_floating_point() for x in inputs):
         kinds = ", ".join(str(x.dtype) for x in inputs)
         raise InputError(
-            f"the input is {kinds}: relevance goes to floating-point inputs only. Convert it, for example x.float() / 255"
+            f"the input is {kinds}: relevance goes to floating-point inputs only. Convert it, for example with "
+            "x.float() / 255"
         )
 
 
@@ -393,5 +399,3 @@ def explain(
                 "NaN everywhere they reach. Clean the input, for example with torch.nan_to_num"
             )
     return convert(model, composite, **options)(x, target)
-
-

@@ -14,7 +14,7 @@ from .graph import unwrap
 if TYPE_CHECKING:
     from .rules.base import Rule
 
-__all__ = ["Call", "Op", "Slot", "lookup", "register", "slots_of"]
+__all__ = ["Call", "Op", "Slot", "lookup", "pull_back", "register", "slots_of"]
 
 Slot = tuple[int, int | None]
 """Where an operand stands in a call: its position, and its index where the argument there is a list."""
@@ -60,6 +60,12 @@ class Op:
 
 
 _OPS: dict[Target, Op] = {}
+
+
+def pull_back(function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Callable[[Any], tuple[Tensor, ...]]]:
+    """A function's value at `inputs`, and the function that takes a gradient of the value back to each of them."""
+    value, pull = torch.func.vjp(function, *inputs)[:2]
+    return value, pull
 
 
 def register(*targets: Target, **fields: Any) -> Op:
@@ -163,12 +169,12 @@ class Call:
         return replace(self, args=tuple(args))
 
     def run(self) -> Any:
-        """The op's value."""
-        return self.target(*self.args, **self.kwargs)
+        """The op's value; of an op that gives others beside it (indices of a pooling), the value alone."""
+        value = self.target(*self.args, **self.kwargs)
+        return value[0] if isinstance(value, tuple) and not self.op.structural else value
 
     def vjp(self, gradient: Any) -> tuple[Tensor, ...]:
         """The vector-Jacobian product: `gradient` (of the op's value) taken back to each of the inputs."""
         if self.op.vjp is not None:
             return self.op.vjp(self, gradient)
-        _, pull = torch.func.vjp(lambda *inputs: self.with_inputs(inputs).run(), *self.inputs)
-        return pull(gradient)
+        return pull_back(lambda *inputs: self.with_inputs(inputs).run(), *self.inputs)[1](gradient)

@@ -1,4 +1,4 @@
-"""What the tests compare with: zennit where it is right, finite differences, and models as training would leave them."""
+"""What the tests compare with: zennit where it is right, finite differences; and models as training leaves them."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ def directional_derivatives(function, tensors, seed: int = 0, step: float = 1e-6
         values = []
         for sign in (1, -1):
             with torch.no_grad():
-                tensor += sign * step * direction
+                tensor.add_(sign * step * direction)
             values.append(function().item())
             with torch.no_grad():
-                tensor -= sign * step * direction
+                tensor.sub_(sign * step * direction)
         automatic = 0.0 if gradient is None else (gradient * direction).sum().item()
         yield automatic, (values[0] - values[1]) / (2 * step)

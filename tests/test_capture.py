@@ -119,7 +119,7 @@ class PadSame(Net):
         return self.conv2(F.pad(x, (0, 1, 2, 0)))
 
 
-MODELS = [cls for cls in Net.__subclasses__()]
+MODELS = list(Net.__subclasses__())
 
 
 @pytest.mark.parametrize("trainable", [False, True])
@@ -227,7 +227,7 @@ class Returns(Net):
         (lambda f, y: OrderedDict(aux=[f], scores=y), lambda value: value["scores"]),
         (lambda f, y: (y, f), None),
         (lambda f, y: [f, y], 1),
-        (lambda f, y: Pair(f, y), None),
+        (Pair, None),
     ],
 )
 def test_models_that_return_more_than_a_tensor(wrap, output):

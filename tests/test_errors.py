@@ -20,7 +20,9 @@ from fxlrp import errors
 
 def net():
     torch.manual_seed(0)
-    return trained(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))).eval()
+    return trained(
+        nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5))
+    ).eval()
 
 
 X = torch.randn(2, 3, 6, 6).double()
@@ -78,7 +80,7 @@ def test_a_composite_that_matches_nothing():
 
 def test_a_composite_that_names_what_is_not_there():
     composite = NameMapComposite([(["0", "44"], zr.Epsilon())])
-    with pytest.raises(errors.CompositeError, match="names the module '44', which the model has not"):
+    with pytest.raises(errors.CompositeError, match=r"names the module '44', which the model has not"):
         fxlrp.convert(net(), composite)
 
 
@@ -108,7 +110,10 @@ def test_rules_that_do_not_fit():
 
     cases = [
         (LayerMapComposite([(nn.Linear, zr.Pass())]), r"Pass cannot be the rule of aten.linear.default in module '4'"),
-        (LayerMapComposite([(nn.ReLU, zr.BasicHook(param_modifiers=[zr.NoMod(param_keys=["weight"])]))]), r"requires the parameters \['weight'\]"),
+        (
+            LayerMapComposite([(nn.ReLU, zr.BasicHook(param_modifiers=[zr.NoMod(param_keys=["weight"])]))]),
+            r"requires the parameters \['weight'\]",
+        ),
         (LayerMapComposite([(nn.ReLU, Wide())]), r"shape \(2, 1, 4, 4\) for an input of shape \(2, 4, 4, 4\)"),
         (LayerMapComposite([(nn.ReLU, 3)]), r"a int, which is not a zennit Hook"),
     ]
@@ -155,7 +160,7 @@ def test_an_unknown_op_can_be_registered():
     assert fxlrp.vocabulary.lookup(target) is None
     fxlrp.vocabulary.register(target, default=lambda node, slots: fxlrp.rules.Pass())
     try:
-        model = Wrapped(lambda x: torch.erfc(x))
+        model = Wrapped(torch.erfc)
         assert fxlrp.convert(model, "epsilon_plus")(X).relevance.isfinite().all()
     finally:
         del fxlrp.vocabulary._OPS[target]
@@ -163,7 +168,7 @@ def test_an_unknown_op_can_be_registered():
 
 def test_a_weight_that_depends_on_the_input():
     model = Wrapped(lambda x: torch.nn.functional.conv2d(x, x.mean((0, 2, 3)).reshape(1, 4, 1, 1).expand(4, 4, 1, 1)))
-    with pytest.raises(errors.UnsupportedOpError, match="the weight of aten.conv2d.default .* depends on the input"):
+    with pytest.raises(errors.UnsupportedOpError, match=r"the weight of aten.conv2d.default .* depends on the input"):
         fxlrp.convert(model, "epsilon_plus")(X)
 
 
@@ -179,7 +184,9 @@ def test_control_flow_that_depends_on_the_data():
 
 def test_inputs():
     twin = fxlrp.convert(net(), "epsilon_plus")
-    with pytest.raises(errors.InputError, match=r"torch.uint8: relevance goes to floating-point inputs.*x.float\(\) / 255"):
+    with pytest.raises(
+        errors.InputError, match=r"torch.uint8: relevance goes to floating-point inputs.*x.float\(\) / 255"
+    ):
         twin((255 * X).byte())
     with pytest.raises(errors.InputError, match="input 0 is a list"):
         twin([[1.0]])
@@ -196,7 +203,7 @@ def test_inputs():
 
 
 def test_records():
-    with pytest.raises(errors.ModulePathError, match="names the module '11', which the model has not"):
+    with pytest.raises(errors.ModulePathError, match=r"names the module '11', which the model has not"):
         fxlrp.convert(net(), record=("11",))
     with pytest.raises(errors.ModulePathError, match=r"write \('0',\)"):
         fxlrp.convert(net(), record="0")

@@ -27,7 +27,9 @@ COMPOSITES = {
     "zplus": composite(ZPlus(0.1)),
     "gamma": composite(Gamma(0.25, 0.1)),
     "alphabeta": composite(AlphaBeta(2, 1, 0.1)),
-    "zbox": SpecialFirstLayerMapComposite([*BASE, (nn.Linear, Epsilon(0.1)), (Convolution, Epsilon(0.1))], [(Convolution, ZBox(-3, 3, 0.1))]),
+    "zbox": SpecialFirstLayerMapComposite(
+        [*BASE, (nn.Linear, Epsilon(0.1)), (Convolution, Epsilon(0.1))], [(Convolution, ZBox(-3, 3, 0.1))]
+    ),
     "wsquare_flat": SpecialFirstLayerMapComposite([*BASE, (nn.Linear, Flat(0.1)), (Convolution, WSquare(0.1))], []),
 }
 
@@ -144,7 +146,9 @@ def test_batch_statistics_send_no_relevance_to_other_samples():
 
 
 def test_dropout_in_training_mode_drops_what_the_model_drops():
-    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 3)).double().train()
+    model = (
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, 3)).double().train()
+    )
     for module in model:
         if isinstance(module, nn.Linear):
             nn.init.zeros_(module.bias)

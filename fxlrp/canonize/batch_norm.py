@@ -59,9 +59,7 @@ def batch_norm_affine(
     return scale, shift if bias is None else shift + bias
 
 
-def batch_statistics_affine(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor]:
+def batch_statistics_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
     """The same with the batch's own statistics (the biased variance), for training mode.
 
     Parameters

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import map_arg
 
 from ..graph import dependents, drop_dead_code
 
@@ -29,7 +30,7 @@ def fold_constants(graph_module: fx.GraphModule) -> None:
             if node.op == "get_attr":
                 values[node] = attrgetter(node.target)(graph_module)
             elif node.op == "call_function" and all(n in values for n in node.all_input_nodes) and _is_pure(node):
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+                args, kwargs = map_arg((node.args, node.kwargs), lambda n: values[n])
                 values[node] = node.target(*args, **kwargs)
     for node, value in values.items():
         computed = node.op == "call_function" and isinstance(value, torch.Tensor)

@@ -23,7 +23,7 @@ def _does_nothing(node: fx.Node) -> bool:
         start, end, step = [*node.args[2:], *(None, None, None)[len(node.args) - 2 :]]
         return start in (0, None) and end in (_WHOLE, None) and step in (1, None)
     if node.target is aten.dropout.default:
-        return not node.args[2] or node.args[1] == 0
+        return not node.args[2] or bool(node.args[1] == 0)
     return False
 
 

@@ -138,5 +138,3 @@ register(
     aten.upsample_bicubic2d.vec,
     default=proportional,
 )
-
-

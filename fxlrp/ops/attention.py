@@ -20,6 +20,4 @@ register(
     aten.softmax.int, aten._softmax.default, default=lambda node, slots: Softmax(), non_negative=lambda node, _: True
 )
 register(aten.matmul.default, aten.bmm.default, aten.mm.default, inputs=(0, 1), default=_matmul)
-register(
-    aten.scaled_dot_product_attention.default, inputs=(0, 1, 2), default=lambda node, slots: Attention()
-)
+register(aten.scaled_dot_product_attention.default, inputs=(0, 1, 2), default=lambda node, slots: Attention())

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from ..graph import unwrap
 from ..rules.defaults import gradient
-from ..vocabulary import Call, register
+from ..vocabulary import Call, pull_back, register
 
 __all__ = ["affine"]
 
@@ -127,8 +127,7 @@ def _convolution_vjp(n: int) -> Callable[[Call, Tensor], tuple[Tensor, ...]]:
         elif padding == "same":
             total = [d * (k - 1) for d, k in zip(dilation, call.args[1].shape[2:], strict=True)]
             if any(t % 2 for t in total):
-                _, pull = torch.func.vjp(lambda x: call.with_inputs([x]).run(), call.args[0])
-                return pull(gradient)
+                return pull_back(lambda x: call.with_inputs([x]).run(), call.args[0])[1](gradient)
             padding = [t // 2 for t in total]
         return _input_gradient(
             call,

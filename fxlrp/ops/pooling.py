@@ -39,9 +39,7 @@ def _max_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     dilation, ceil_mode = call.argument(4, [1]), call.argument(5, False)
     _, indices = aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
     x = x.to(gradient.dtype)
-    return (
-        aten.max_pool2d_with_indices_backward(gradient, x, kernel, stride, padding, dilation, ceil_mode, indices),
-    )
+    return (aten.max_pool2d_with_indices_backward(gradient, x, kernel, stride, padding, dilation, ceil_mode, indices),)
 
 
 def _avg_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:

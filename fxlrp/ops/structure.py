@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from ..graph import unwrap
 from ..rules.defaults import passed, transpose
-from ..vocabulary import Call, register
+from ..vocabulary import Call, pull_back, register
 
 __all__ = ["dropped", "written"]
 
@@ -48,7 +48,7 @@ def _several_vjp(call: Call, gradients: list[Tensor | None]) -> tuple[Tensor, ..
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         return tuple(call.with_inputs(inputs).run())
 
-    outputs, pull = torch.func.vjp(run, *call.inputs)
+    outputs, pull = pull_back(run, *call.inputs)
     return pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients, strict=True)))
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from zennit.core import BasicHook, ParamMod, zero_wrap
 
 from ..errors import RuleError
-from ..vocabulary import Call, Op, Slot
+from ..vocabulary import Call, Op, Slot, pull_back
 from . import probe
 from .base import Rule
 
@@ -115,7 +115,8 @@ class BasicRule(Rule):
             The shapes of the op's parameters that are not None.
         """
         hook, domain = self.hook, {"non_negative": self.non_negative}
-        modifiers = list(zip(hook.input_modifiers, hook.param_modifiers, hook.output_modifiers, strict=True))
+        parts: list[Any] = [hook.input_modifiers, hook.param_modifiers, hook.output_modifiers]
+        modifiers = list(zip(*parts, strict=True))
         affine = self.op.at_zero is not None
         zero = [
             i
@@ -168,18 +169,17 @@ class BasicRule(Rule):
         mapped = self.hook.gradient_mapper(relevance, outputs)
         mapped = (mapped,) if isinstance(mapped, Tensor) else mapped
         gradients: list[Any] = []
-        for branch, at, dtype, pull, gradient in zip(self.branches, calls, computed, pulls, mapped, strict=True):
+        for branch, at, dtype, pull, wanted in zip(self.branches, calls, computed, pulls, mapped, strict=True):
             if not branch.reads_gradient:
                 gradients.append([torch.zeros((), dtype=exact, device=relevance.device)] * len(self.slots))
                 continue
-            if pull is not None:
-                (gradient,) = pull(gradient)
-            taken = at.vjp(gradient.to(dtype))
-            gradients.append([None if g is None else g.to(exact) for g in taken])
-        return [
+            (gradient,) = (wanted,) if pull is None else pull(wanted)
+            gradients.append([taken.to(exact) for taken in at.vjp(gradient.to(dtype))])
+        found: list[Any] = [
             self.hook.reducer([x[slot] for x in inputs], [g[slot] for g in gradients])
             for slot in range(len(self.slots))
         ]
+        return found
 
     @staticmethod
     def _value(branch: _Branch, at: Call, output: Any) -> tuple[Tensor, Any]:
@@ -193,10 +193,10 @@ class BasicRule(Rule):
         value = output if branch.keeps_input and branch.keeps_params else at.run()
         if branch.keeps_output:
             return value, None
-        return torch.func.vjp(branch.output_modifier, value)
+        return pull_back(branch.output_modifier, value)
 
 
-def is_basic(hook: Any) -> bool:
+def is_basic(hook: Any) -> TypeGuard[BasicHook]:
     """Whether a zennit hook is nothing but the data of a `BasicHook`, its methods not overridden."""
     kind = type(hook)
     return isinstance(hook, BasicHook) and all(

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from zennit.core import stabilize
 from zennit.rules import Norm
 
-from ..vocabulary import Call, Slot
+from ..vocabulary import Call, Slot, pull_back
 from .base import Gradient, Pass, Rule, Transpose
 from .basic import BasicRule
 
@@ -98,7 +98,7 @@ class Linearized(Rule):
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         (x,) = call.inputs
-        _, pull = torch.func.vjp(self.linearize(call), x.to(relevance.dtype))
+        _, pull = pull_back(self.linearize(call), x.to(relevance.dtype))
         (share,) = pull(relevance / stabilize(output.to(relevance.dtype), STABILIZER))
         return (x * share,)
 

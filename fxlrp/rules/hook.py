@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from zennit.core import Hook
 
@@ -98,5 +97,3 @@ class HookRule(Rule):
                 "one input cannot say how relevance is shared between several; give the op another"
             )
         return found[: len(inputs)]
-
-
