@@ -1,9 +1,30 @@
 """fxlrp: layer-wise relevance propagation as part of the model's own graph."""
 
-from . import errors, rules, vocabulary
-from .seeds import seed_relevance
-from .twin import Explanation, Twin, convert, explain
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import errors, rules, vocabulary
+    from .seeds import seed_relevance
+    from .twin import Explanation, Twin, convert, explain
 
 __all__ = ["Explanation", "Twin", "convert", "errors", "explain", "rules", "seed_relevance", "vocabulary"]
 
 __version__ = "0.1.0"
+
+_HOMES = {name: "twin" for name in ("Explanation", "Twin", "convert", "explain")} | {"seed_relevance": "seeds"}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: `fxlrp --help` is not to wait for torch.
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    if name in __all__:
+        return import_module(f".{name}", __name__)
+    raise AttributeError(f"module 'fxlrp' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

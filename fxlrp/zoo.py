@@ -1,0 +1,263 @@
+"""Finds models by name, for the command line."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError, MissingExtraError, ModelError, TargetError
+
+__all__ = ["LoadedModel", "class_names", "find_class", "load", "read_image"]
+
+RANDOM = "random"
+"""What stands for a file of weights where random ones are wanted."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with what it takes to feed it, and to read its output.
+
+    Attributes
+    ----------
+    model : nn.Module
+        In eval mode.
+    transform : callable
+        From a PIL image to the model's input, (3, H, W), normalised.
+    mean, std : Tensor
+        (1, 3, 1, 1): what the transform subtracts from, and divides, values in [0, 1] by.
+    classes : list of str
+        A name for each output.
+    """
+
+    model: nn.Module
+    transform: Callable[[Any], Tensor]
+    mean: Tensor
+    std: Tensor
+    classes: list[str]
+
+    def input(self, image: Any) -> Tensor:
+        """The model's input, (1, 3, H, W), for a PIL image."""
+        return self.transform(image.convert("RGB"))[None]
+
+    def photo(self, x: Tensor) -> Tensor:
+        """What the model sees, as an image again: inputs (B, 3, H, W) to values in [0, 1]."""
+        return (x * self.std + self.mean).clamp(0, 1)
+
+    @property
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest value that an input can have, each (1, 3, 1, 1)."""
+        return -self.mean / self.std, (1 - self.mean) / self.std
+
+
+def load(name: str, weights: str | Path | None = None, *, classes: int = 1000) -> LoadedModel:
+    """Load a model of torchvision or timm.
+
+    Parameters
+    ----------
+    name : str
+        ``torchvision:NAME`` or ``timm:NAME``.
+    weights : str, Path or None
+        A state dict (.pth, .pt or .safetensors; also under the keys "state_dict" or "model"), or "random". None: the
+        library's pretrained weights, which it may have to download.
+    classes : int
+        The number of the model's outputs.
+
+    Returns
+    -------
+    LoadedModel
+        In eval mode, on the CPU.
+
+    Raises
+    ------
+    ModelError
+        If there is no such model, its weights cannot be had, or they do not fit.
+    MissingExtraError
+        If timm is needed and not installed.
+    """
+    library, _, short = name.partition(":")
+    if library not in _LIBRARIES or not short:
+        raise ModelError(f"a model is given as torchvision:NAME or timm:NAME, not '{name}'")
+    pretrained = weights is None
+    model, transform, mean, std = _LIBRARIES[library](short, pretrained, classes)
+    if weights is not None and str(weights) != RANDOM:
+        _load_weights(model, Path(weights))
+    mean, std = (torch.as_tensor(value, dtype=torch.float32).reshape(1, 3, 1, 1) for value in (mean, std))
+    # Of timm's pretrained models, some know other classes than ImageNet's 1000.
+    return LoadedModel(model.eval(), transform, mean, std, class_names(getattr(model, "num_classes", classes)))
+
+
+def class_names(count: int) -> list[str]:
+    """Names of a model's outputs: ImageNet's if there are 1000 of them, else "class 0", "class 1", ..."""
+    if count != 1000:
+        return [f"class {index}" for index in range(count)]
+    from torchvision.models import ResNet18_Weights
+
+    return ResNet18_Weights.DEFAULT.meta["categories"]
+
+
+def find_class(classes: Sequence[str], wanted: str) -> int:
+    """The index of a class that is given by its index, or by its name in any case.
+
+    Raises
+    ------
+    TargetError
+        If there is none.
+    """
+    if wanted.strip().isdecimal():
+        index = int(wanted)
+        if index < len(classes):
+            return index
+        raise TargetError(
+            f"class {index} is out of range: the model has {len(classes)} classes, 0 to {len(classes) - 1}"
+        )
+    lower = [name.lower() for name in classes]
+    if wanted.lower() in lower:
+        return lower.index(wanted.lower())
+    within = [name for name in lower if wanted.lower() in name]
+    raise TargetError(f"there is no class '{wanted}'.{_near(wanted.lower(), lower, within)}")
+
+
+def read_image(path: str | Path) -> Any:
+    """Read an image file as a PIL image.
+
+    Raises
+    ------
+    InputError
+        If there is none, or it is not an image.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except UnidentifiedImageError as error:
+        raise InputError(f"{path} is not an image that can be read") from error
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _torchvision(name: str, pretrained: bool, classes: int) -> tuple[nn.Module, Callable[[Any], Tensor], Any, Any]:
+    import torchvision
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise ModelError(f"torchvision has no classifier '{name}'.{_near(name, known)}")
+    best = torchvision.models.get_model_weights(name)["DEFAULT"]
+    if pretrained:
+        _check_pretrained_classes(name, classes)
+        try:
+            model = torchvision.models.get_model(name, weights=best)
+        except Exception as error:
+            raise _no_download(f"torchvision:{name}", error) from error
+    else:
+        model = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    transform = best.transforms()
+    return model, transform, transform.mean, transform.std
+
+
+def _timm(name: str, pretrained: bool, classes: int) -> tuple[nn.Module, Callable[[Any], Tensor], Any, Any]:
+    try:
+        import timm
+        from timm.data.config import resolve_data_config
+        from timm.data.transforms_factory import create_transform
+    except ImportError as error:
+        raise MissingExtraError(f"timm:{name}", "timm", "timm") from error
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        raise ModelError(f"timm has no model '{name}'.{_near(architecture, timm.list_models())}")
+    if pretrained:
+        _check_pretrained_classes(name, classes)
+        if not timm.models.is_model_pretrained(name):
+            raise ModelError(f"timm has no pretrained weights for '{name}': pass --weights FILE, or --weights random")
+        # Hubs fail in many ways, with errors of libraries that need not be installed.
+        try:
+            model = timm.create_model(name, pretrained=True)
+        except Exception as error:
+            raise _no_download(f"timm:{name}", error) from error
+    else:
+        model = timm.create_model(name, pretrained=False, num_classes=classes)
+    config = resolve_data_config({}, model=model)
+    transform: Any = create_transform(**config)
+    return model, transform, config["mean"], config["std"]
+
+
+_LIBRARIES = {"torchvision": _torchvision, "timm": _timm}
+
+
+def _check_pretrained_classes(name: str, classes: int) -> None:
+    if classes != 1000:
+        raise ModelError(
+            f"the pretrained '{name}' does not come with {classes} classes: pass --weights FILE, or --weights random"
+        )
+
+
+def _no_download(name: str, error: Exception) -> ModelError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return ModelError(
+        f"the pretrained weights of {name} cannot be downloaded ({reason}): pass --weights FILE, or --weights random"
+    )
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    state = _read_weights(path)
+    expected = model.state_dict()
+    missing = [key for key in expected if key not in state]
+    unexpected = [key for key in state if key not in expected]
+    shapes = [
+        f"{key} ({tuple(state[key].shape)} for {tuple(value.shape)})"
+        for key, value in expected.items()
+        if key in state and state[key].shape != value.shape
+    ]
+    parts = (("missing", missing), ("not the model's", unexpected), ("of another shape", shapes))
+    faults = [f"{what}: {_some(keys)}" for what, keys in parts if keys]
+    if faults:
+        raise ModelError(f"{path} does not fit the model; {'; '.join(faults)}")
+    model.load_state_dict(state)
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ModelError(
+            f"{path} is not a file of weights, or holds more than weights, which is not safe to load"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ModelError(f"{path} holds no state dict: it should map names to tensors")
+    return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+    except ImportError as error:
+        raise MissingExtraError(f"reading {path}", "safetensors", "timm") from error
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ModelError(f"{path} is not a file of weights: {error}") from error
+
+
+def _some(keys: Sequence[str], count: int = 3) -> str:
+    more = f" and {len(keys) - count} more" if len(keys) > count else ""
+    return ", ".join(keys[:count]) + more
+
+
+def _near(wanted: str, known: Iterable[str], first: Sequence[str] = ()) -> str:
+    near = list(dict.fromkeys([*first[:5], *difflib.get_close_matches(wanted, list(known), n=3)]))
+    return f" Near to it are: {', '.join(near)}." if near else ""
