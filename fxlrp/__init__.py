@@ -14,7 +14,7 @@ __all__ = ["Explanation", "Twin", "convert", "errors", "explain", "rules", "seed
 
 __version__ = "0.1.0"
 
-_HOMES = {name: "twin" for name in ("Explanation", "Twin", "convert", "explain")} | {"seed_relevance": "seeds"}
+_HOMES = dict.fromkeys(("Explanation", "Twin", "convert", "explain"), "twin") | {"seed_relevance": "seeds"}
 
 
 def __getattr__(name: str) -> Any:

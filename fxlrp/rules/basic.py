@@ -14,6 +14,7 @@ from ..errors import RuleError
 from ..vocabulary import Call, Op, Slot, pull_back
 from . import probe
 from .base import Rule
+from .stabilizer import quickened
 
 __all__ = ["BasicRule", "modified_params"]
 
@@ -91,6 +92,7 @@ class BasicRule(Rule):
     def __init__(self, hook: BasicHook) -> None:
         super().__init__()
         self.hook = hook
+        self._mapper = quickened(hook.gradient_mapper)
         self._bound: list[dict[str, Tensor]] | None = None
 
     @property
@@ -166,7 +168,7 @@ class BasicRule(Rule):
             outputs.append(value.to(exact))
             computed.append(value.dtype)
             pulls.append(pull)
-        mapped = self.hook.gradient_mapper(relevance, outputs)
+        mapped = self._mapper(relevance, outputs)
         mapped = (mapped,) if isinstance(mapped, Tensor) else mapped
         gradients: list[Any] = []
         for branch, at, dtype, pull, wanted in zip(self.branches, calls, computed, pulls, mapped, strict=True):

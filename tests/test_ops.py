@@ -1,0 +1,412 @@
+"""The vocabulary: every transpose is that of the dense Jacobian, every default rule is its formula, and conserves."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from reference import relative, trained
+from torch import nn
+from zennit.composites import LayerMapComposite
+from zennit.core import Stabilizer, stabilize
+from zennit.layer import Sum
+from zennit.rules import Epsilon, Flat, Gamma, Norm, Pass, WSquare, ZBox, ZPlus
+from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
+
+import fxlrp
+from fxlrp.graph import unwrap
+from fxlrp.ops.linear import affine
+from fxlrp.vocabulary import Call, lookup
+
+aten = torch.ops.aten
+
+
+def rand(*shape):
+    return torch.randn(shape, dtype=torch.float64)
+
+
+IMAGE = (2, 4, 6, 5)
+
+CALLS = [
+    (aten.linear.default, rand(2, 3, 4), rand(5, 4), rand(5)),
+    (aten.conv1d.default, rand(2, 4, 7), rand(6, 2, 3), rand(6), [2], [1], [2], 2),
+    (aten.conv1d.padding, rand(2, 4, 7), rand(6, 4, 3), None, [1], "same"),
+    (aten.conv2d.default, rand(*IMAGE), rand(6, 4, 3, 2), rand(6), [2, 1], [1, 0], [1, 2]),
+    (aten.conv2d.default, rand(*IMAGE), rand(4, 1, 3, 3), None, [1, 1], [1], [1], 4),
+    (aten.conv2d.padding, rand(*IMAGE), rand(6, 4, 2, 2), rand(6), [1, 1], "same"),
+    (aten.conv2d.padding, rand(*IMAGE), rand(6, 4, 3, 3), rand(6), [1, 1], "same", [2, 2]),
+    (aten.conv2d.padding, rand(*IMAGE), rand(6, 4, 3, 3), rand(6), [2, 2], "valid"),
+    (aten.conv3d.default, rand(1, 2, 4, 4, 3), rand(3, 2, 2, 2, 2), rand(3), [1, 2, 1]),
+    (aten.conv_transpose1d.default, rand(2, 4, 5), rand(4, 3, 3), rand(6), [2], [1], [1], 2),
+    (aten.conv_transpose2d.input, rand(*IMAGE), rand(4, 3, 3, 3), None, [2, 2], [1, 1], [1, 0], 1, [1, 1]),
+    (aten.conv_transpose3d.input, rand(1, 2, 3, 3, 2), rand(2, 3, 2, 2, 2), rand(3)),
+    (affine, rand(*IMAGE), rand(4), rand(4)),
+    (aten.relu.default, rand(*IMAGE)),
+    (aten.hardtanh.default, 4 * rand(*IMAGE), 0.0, 6.0),
+    (aten.silu.default, rand(*IMAGE)),
+    (aten.gelu.default, rand(*IMAGE)),
+    (aten.prelu.default, rand(*IMAGE), rand(4)),
+    (aten.max_pool1d.default, rand(2, 4, 7), [3], [2], [1]),
+    (aten.max_pool2d.default, rand(*IMAGE), [3, 3], [2, 2], [1, 1]),
+    (aten.max_pool2d.default, rand(*IMAGE), [2], [], [0], [1], True),
+    (aten.max_pool3d.default, rand(1, 2, 4, 4, 4), [2, 2, 2]),
+    (aten.adaptive_max_pool2d.default, rand(*IMAGE), [2, 2]),
+    (aten.avg_pool1d.default, rand(2, 4, 7), [3], [2], [1]),
+    (aten.avg_pool2d.default, rand(*IMAGE), [3, 2], [2, 1], [1, 0], True, False),
+    (aten.avg_pool2d.default, rand(*IMAGE), [2, 2]),
+    (aten.avg_pool3d.default, rand(1, 2, 4, 4, 4), [2, 2, 2]),
+    (aten.adaptive_avg_pool1d.default, rand(2, 4, 7), [3]),
+    (aten.adaptive_avg_pool2d.default, rand(*IMAGE), [1, 1]),
+    (aten.adaptive_avg_pool2d.default, rand(*IMAGE), [8, 3]),
+    (aten.adaptive_avg_pool3d.default, rand(1, 2, 4, 4, 4), [2, 2, 2]),
+    (aten.view.default, rand(*IMAGE), [2, -1]),
+    (aten.flatten.using_ints, rand(*IMAGE), 1),
+    (aten.unsqueeze.default, rand(*IMAGE), 1),
+    (aten.squeeze.dim, rand(2, 1, 3), 1),
+    (aten.permute.default, rand(*IMAGE), [0, -2, -1, 1]),
+    (aten.transpose.int, rand(*IMAGE), 1, 2),
+    (aten.expand.default, rand(2, 1, 3), [2, 4, 3]),
+    (aten.repeat.default, rand(2, 3), [2, 2]),
+    (aten.slice.Tensor, rand(*IMAGE), 2, 1, 6, 2),
+    (aten.select.int, rand(*IMAGE), 1, 2),
+    (aten.roll.default, rand(*IMAGE), [1, -2], [2, 3]),
+    (aten.flip.default, rand(*IMAGE), [3]),
+    (aten.unfold.default, rand(*IMAGE), 2, 3, 2),
+    (aten.pixel_shuffle.default, rand(*IMAGE), 2),
+    (aten.channel_shuffle.default, rand(*IMAGE), 2),
+    (aten.pad.default, rand(*IMAGE), [1, 2, 0, 1], "reflect"),
+    (aten.constant_pad_nd.default, rand(*IMAGE), [1, 2, -1, 1], 0.5),
+    (aten.im2col.default, rand(*IMAGE), [2, 2], [1, 1], [0, 0], [2, 2]),
+    (aten.index_select.default, rand(*IMAGE), 1, torch.tensor([3, 0, 0])),
+    (aten.cat.default, [rand(2, 3), rand(2, 1), rand(2, 2)], 1),
+    (aten.stack.default, [rand(2, 3), rand(2, 3)], -1),
+    (aten.add.Tensor, rand(2, 3, 4), rand(3, 1)),
+    (aten.sub.Tensor, rand(1, 4), rand(2, 3, 4)),
+    (aten.rsub.Scalar, rand(2, 3), 1.5),
+    (aten.neg.default, rand(2, 3)),
+    (aten.sum.dim_IntList, rand(*IMAGE), [2, 3], True),
+    (aten.mean.dim, rand(*IMAGE), [1]),
+    (aten.select_scatter.default, rand(*IMAGE), rand(2, 6, 5), 1, 0),
+    (aten.slice_scatter.default, rand(*IMAGE), rand(2, 4, 2, 5), 2, 1, 3),
+    (aten.upsample_nearest2d.vec, rand(1, 2, 3, 3), [5, 4], None),
+    (aten.upsample_bilinear2d.vec, rand(1, 2, 3, 3), None, True, [2.0, 2.0]),
+]
+
+
+def call_of(target, *args, **kwargs):
+    op = lookup(target)
+    slots = []
+    for position in op.inputs:
+        argument = args[position] if position < len(args) else None
+        if isinstance(argument, torch.Tensor):
+            slots.append((position, None))
+        elif isinstance(argument, list) and isinstance(argument[0], torch.Tensor):
+            slots += [(position, index) for index in range(len(argument))]
+    return Call(op, target, args, kwargs, slots)
+
+
+@pytest.mark.parametrize("case", CALLS, ids=lambda case: getattr(case[0], "__name__", str(case[0])))
+def test_transposes_are_the_dense_jacobians(case):
+    call = call_of(*case)
+    value = call.run()
+    gradient = torch.randn_like(value)
+    jacobians = torch.autograd.functional.jacobian(lambda *xs: call.with_inputs(xs).run(), call.inputs)
+    found = call.vjp(gradient)
+    assert len(found) == len(call.slots) == len(jacobians)
+    for ours, jacobian, x in zip(found, jacobians, call.inputs, strict=True):
+        dense = gradient.flatten() @ jacobian.reshape(value.numel(), x.numel())
+        torch.testing.assert_close(ours.flatten(), dense, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("target", [aten.split.Tensor, aten.chunk.default, aten.unbind.int])
+def test_of_several_outputs_only_some_may_have_relevance(target):
+    x = rand(4, 3)
+    args = {aten.split.Tensor: (2,), aten.chunk.default: (2,), aten.unbind.int: ()}[target]
+    call = call_of(target, x, *args)
+    values = call.run()
+    gradients = [None] * (len(values) - 1) + [torch.ones_like(values[-1])]
+    (found,) = call.vjp(gradients)
+    expected = torch.zeros_like(x)
+    expected[-values[-1].reshape(-1, 3).shape[0] :] = 1
+    assert torch.equal(found, expected)
+
+
+def affine_ops():
+    return [case for case in CALLS if lookup(case[0]).at_zero is not None]
+
+
+@pytest.mark.parametrize("case", affine_ops(), ids=lambda case: getattr(case[0], "__name__", str(case[0])))
+def test_the_value_at_zero(case):
+    call = call_of(*case)
+    value = call.with_inputs([torch.zeros_like(x) for x in call.inputs]).run()
+    at_zero = call.op.at_zero(call)
+    torch.testing.assert_close(value, torch.zeros_like(value) if at_zero is None else at_zero.expand_as(value))
+
+
+# Rules of zennit on single layers, against arithmetic on the layer's dense matrix.
+
+LAYERS = [
+    (nn.Linear(6, 4), (2, 6)),
+    (nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2), (2, 2, 5, 4)),
+    (nn.ConvTranspose1d(2, 3, 3, stride=2), (2, 2, 4)),
+]
+STABILIZER = 0.03
+
+
+def dense(layer, shape):
+    """The layer's matrix (outputs, inputs) and its bias on the outputs."""
+    zero = torch.zeros(1, *shape[1:], dtype=torch.float64)
+    matrix = torch.autograd.functional.jacobian(layer, zero)
+    return matrix.reshape(layer(zero).numel(), zero.numel()), layer(zero).flatten().detach()
+
+
+def shares(z, bias, relevance):
+    """``sum_k z_ki R_k / (sum_i z_ki + b_k)`` for contributions (B, outputs, inputs)."""
+    return (z * (relevance / stabilize(z.sum(2) + bias, STABILIZER))[:, :, None]).sum(1)
+
+
+def by_hand(name, x, w, b, relevance):
+    """The rule's formula (Bach et al. 2015; Montavon et al. 2017, 2019; Lapuschkin et al. 2019), on dense matrices."""
+    x, plus, minus = x[:, None], w.clamp(min=0), w.clamp(max=0)
+    xp, xm = x.clamp(min=0), x.clamp(max=0)
+    if name == "epsilon":
+        return shares(x * w, b, relevance)
+    if name == "zplus":
+        return shares(xp * plus + xm * minus, b.clamp(min=0), relevance)
+    if name == "gamma":
+        up = xp * (w + 0.5 * plus) + xm * (w + 0.5 * minus)
+        down = xp * (w + 0.5 * minus) + xm * (w + 0.5 * plus)
+        z = (x * w).sum(2) + b
+        positive = shares(up, b + 0.5 * b.clamp(min=0), relevance * (z > 0))
+        return positive + shares(down, b + 0.5 * b.clamp(max=0), relevance * (z < 0))
+    if name == "zbox":
+        return shares(x * w - (-2.0) * plus - 3.0 * minus, b - b.clamp(min=0) - b.clamp(max=0), relevance)
+    if name == "wsquare":
+        return shares((w**2)[None].expand(len(x), -1, -1), b**2, relevance)
+    return shares((w != 0).double()[None].expand(len(x), -1, -1), torch.zeros_like(b), relevance)
+
+
+RULES = {
+    "epsilon": Epsilon(STABILIZER),
+    "zplus": ZPlus(STABILIZER),
+    "gamma": Gamma(0.5, STABILIZER),
+    "zbox": ZBox(-2.0, 3.0, STABILIZER),
+    "wsquare": WSquare(STABILIZER),
+    "flat": Flat(STABILIZER),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("behind_relu", [False, True])
+def test_rules_are_their_formulas(name, layer, shape, behind_relu):
+    """Behind a ReLU, branches of negative inputs are left out: the formula knows nothing of that."""
+    layer = trained(layer)
+    model = nn.Sequential(nn.ReLU(), layer) if behind_relu else layer
+    x = rand(*shape)
+    output = layer(x.relu() if behind_relu else x)
+    seed = torch.randn_like(output)
+    composite = LayerMapComposite([(Activation, Pass()), (Linear, RULES[name])])
+    found = fxlrp.convert(model, composite)(x, seed).relevance
+    matrix, bias = dense(layer, shape)
+    at = (x.relu() if behind_relu else x).flatten(1)
+    expected = by_hand(name, at, matrix, bias, seed.flatten(1))
+    torch.testing.assert_close(found.flatten(1), expected, rtol=1e-10, atol=1e-10)
+
+
+# fxlrp's own defaults.
+
+COMPOSITE = LayerMapComposite(
+    [(Activation, Pass()), (Sum, Norm()), (AvgPool, Norm()), (BatchNorm, Pass()), (Linear, Epsilon(1e-9))]
+)
+
+
+class Head(nn.Module):
+    """A change of the input, and a linear layer without bias behind it: its contributions are known."""
+
+    def __init__(self, change, features):
+        super().__init__()
+        self.change, self.fc = change, nn.Linear(features, 3, bias=False)
+
+    def forward(self, x):
+        return self.fc(self.change(x).flatten(1))
+
+
+def relevance_of(change, x, features=None):
+    """Relevance of `x`, and of what `change` makes of it."""
+    y = change(x)
+    model = Head(change, y[0].numel()).double()
+    out = fxlrp.convert(model, COMPOSITE, record=("fc",))(x, 1)
+    assert relative(out.output, model(x)) < 1e-12
+    return out.relevance, out.recorded["fc"].reshape(y.shape), y
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: 3 * x,
+        lambda x: x / 2,
+        lambda x: -x,
+        F.mish,
+        lambda x: x.clamp(min=-0.5, max=0.5),
+        lambda x: x * x.sigmoid(),
+        lambda x: x.mean(1, keepdim=True).sigmoid() * x,
+        lambda x: x * F.relu6(x + 3) / 6,
+    ],
+)
+def test_relevance_passes_through_scales_and_gates(change):
+    found, above, _ = relevance_of(change, rand(2, 4, 3, 3))
+    torch.testing.assert_close(found, above, rtol=1e-9, atol=1e-9)
+
+
+def test_a_product_of_two_activations_is_shared_by_halves():
+    x = rand(2, 4, 3, 3)
+    found, above, _ = relevance_of(lambda x: x[:, :2] * (2 * x[:, 2:]), x)
+    torch.testing.assert_close(found, torch.cat([above, above], 1) / 2, rtol=1e-9, atol=1e-9)
+
+
+def test_a_smaller_factor_is_the_gate():
+    x = rand(2, 4, 3, 3)
+    found, above, _ = relevance_of(lambda x: x * x[:, :1, :1, :1], x)
+    torch.testing.assert_close(found, above, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.mean(1, keepdim=True),
+        lambda x: x.mean((2, 3)),
+        lambda x: x.mean((-1, -2), keepdim=True),
+        lambda x: F.interpolate(x, scale_factor=2, mode="bilinear"),
+        lambda x: x @ torch.eye(3).double().flip(0),
+        lambda x: x + x.mean(1, keepdim=True),
+        lambda x: x - 0.3 * x.flip(1),
+        lambda x: torch.cat([x.split(2, 1)[1], x[:, :1]], 1),
+    ],
+)
+def test_linear_maps_share_in_proportion(change):
+    """LRP-0 of a linear map: ``x * J^T (R / y)``, for any of them, however it is written."""
+    x = rand(2, 4, 3, 3)
+    found, above, y = relevance_of(change, x)
+    jacobian = torch.autograd.functional.jacobian(change, x).reshape(y.numel(), x.numel())
+    expected = x.flatten() * ((above / y).flatten() @ jacobian)
+    assert relative(found.flatten(), expected) < 1e-3
+    assert relative(found.sum(), above.sum()) < 1e-3
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.LayerNorm((4, 3, 3)), nn.LayerNorm(3), nn.GroupNorm(2, 4), nn.RMSNorm(3, eps=1e-6)], ids=str
+)
+def test_normalizations_are_linear_with_their_deviation_held(norm):
+    norm = trained(norm)
+    for parameter in norm.parameters():
+        parameter.data.uniform_(0.5, 1.5)
+    x = rand(2, 4, 3, 3)
+    found, above, y = relevance_of(norm, x)
+    if isinstance(norm, nn.RMSNorm):
+        scale = lambda x: (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        linear = lambda z: z * scale(x) * norm.weight
+    else:
+        groups = x.reshape(2, 2, -1) if isinstance(norm, nn.GroupNorm) else x
+        dims = (-1,) if isinstance(norm, nn.GroupNorm) else tuple(range(-len(norm.normalized_shape), 0))
+        deviation = (groups.var(dims, correction=0, keepdim=True) + norm.eps).sqrt()
+
+        def linear(z):
+            z = z.reshape(groups.shape)
+            z = ((z - z.mean(dims, keepdim=True)) / deviation).reshape(x.shape)
+            params = [p.reshape(-1, 1, 1) if isinstance(norm, nn.GroupNorm) else p for p in (norm.weight, norm.bias)]
+            return z * params[0] + params[1]
+
+    torch.testing.assert_close(linear(x), y)
+    jacobian = torch.autograd.functional.jacobian(linear, x).reshape(y.numel(), x.numel())
+    expected = x.flatten() * ((above / stabilize(y)).flatten() @ jacobian)
+    torch.testing.assert_close(found.flatten(), expected, rtol=1e-8, atol=1e-8)
+
+
+def test_attention_is_attnlrp():
+    """arXiv 2402.05602: the softmax rule, and half to each factor of both products, written out with sums."""
+    q, k, v = (rand(1, 1, 3, 2) for _ in range(3))
+
+    class Attend(nn.Module):
+        def __init__(self, fused):
+            super().__init__()
+            self.fused, self.fc = fused, nn.Linear(6, 2, bias=False)
+
+        def forward(self, q, k, v):
+            if self.fused:
+                y = F.scaled_dot_product_attention(q, k, v)
+            else:
+                y = ((q * 2**-0.5) @ k.transpose(-1, -2)).softmax(-1) @ v
+            return self.fc(y.flatten(1))
+
+    torch.manual_seed(0)
+    model = Attend(True).double()
+    out = fxlrp.convert(model, COMPOSITE, record=("fc",))((q, k, v), 1)
+    above = out.recorded["fc"].reshape(3, 2)
+    scaled = q[0, 0] * 2**-0.5
+    scores, value = scaled @ k[0, 0].T, v[0, 0]
+    a = scores.softmax(-1)
+    o = a @ value
+    r_a, r_v, r_q, r_k = (torch.zeros_like(t) for t in (a, value, scaled, scaled))
+    for j in range(3):
+        for i in range(3):
+            for p in range(2):
+                share = a[j, i] * value[i, p] * above[j, p] / stabilize(2 * o[j, p])
+                r_a[j, i] += share
+                r_v[i, p] += share
+    r_s = scores * (r_a - a * r_a.sum(-1, keepdim=True))
+    for j in range(3):
+        for i in range(3):
+            for p in range(2):
+                share = scaled[j, p] * k[0, 0, i, p] * r_s[j, i] / stabilize(2 * scores[j, i])
+                r_q[j, p] += share
+                r_k[i, p] += share
+    for ours, expected in zip(out.relevance, (r_q, r_k, r_v), strict=True):
+        torch.testing.assert_close(ours[0, 0], expected, rtol=1e-8, atol=1e-8)
+    parts = Attend(False).double()
+    parts.load_state_dict(model.state_dict())
+    for ours, expected in zip(fxlrp.convert(parts, COMPOSITE)((q, k, v), 1).relevance, out.relevance, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_a_masked_attention_has_no_nan():
+    x = rand(2, 1, 4, 3)
+    keep = torch.ones(4, 4).tril().bool()
+    added = torch.zeros(4, 4).double().masked_fill(~keep, -torch.inf)
+    changes = [
+        lambda x: F.scaled_dot_product_attention(x, 2 * x, -x, is_causal=True),
+        lambda x: F.scaled_dot_product_attention(x, 2 * x, -x, attn_mask=keep),
+        lambda x: F.scaled_dot_product_attention(x, 2 * x, -x, attn_mask=added),
+    ]
+    found = [relevance_of(change, x)[0] for change in changes]
+    assert all(relevance.isfinite().all() for relevance in found)
+
+
+def test_what_is_left_out_is_left_out_and_no_more():
+    """Behind a ReLU, z+ needs one branch of two; on a signed input, both."""
+    conv = nn.Conv2d(2, 3, 3)
+    model = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(3, 2, 3), nn.Flatten()).eval()
+    composite = LayerMapComposite([(Activation, Pass()), (Convolution, ZPlus())])
+    twin = fxlrp.convert(model, composite, example_inputs=torch.randn(1, 2, 6, 6))
+    steps = [node for node in twin.graph.nodes if "zplus" in str(node.target)]
+    branches = {node.name: twin.graph_module.get_submodule(node.target).branches for node in steps}
+    first, second = branches["R_input_1"], branches["R__1"]
+    assert [branch.zero_input for branch in first] == [False, False]
+    assert [branch.zero_input for branch in second] == [False, True]
+    assert [branch.reads_gradient for branch in second] == [True, False]
+    assert unwrap(next(node for node in twin.graph.nodes if node.name == "_0"))[0] is aten.conv2d.default
+
+
+def test_the_quick_stabilizer_is_zennits():
+    from fxlrp.rules.stabilizer import quickened
+
+    z = torch.tensor([0.0, -0.0, 1e-300, -1e-300, 1e-7, -1e-7, 3.0, -torch.inf, 1e-6, -1e-6]).double()
+    for rule in (Epsilon(1e-6), Norm(0.5)):
+        mapper = rule.gradient_mapper
+        quick = quickened(mapper)
+        assert quick.__closure__ is not mapper.__closure__
+        torch.testing.assert_close(quick(torch.ones(()), [z]), mapper(torch.ones(()), [z]), rtol=1e-15, atol=0)
+    for stabilizer in (Stabilizer(1e-3, clip=True), Stabilizer(1e-3, norm_scale=True)):
+        mapper = Epsilon(stabilizer).gradient_mapper
+        z = rand(3, 4)
+        assert torch.equal(quickened(mapper)(torch.ones(()), [z]), mapper(torch.ones(()), [z]))
