@@ -15,7 +15,7 @@ from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
 import fxlrp
 from fxlrp.graph import unwrap
-from fxlrp.ops.linear import affine
+from fxlrp.ops.linear import affine, padded_convolution
 from fxlrp.vocabulary import Call, lookup
 
 aten = torch.ops.aten
@@ -40,6 +40,7 @@ CALLS = [
     (aten.conv_transpose1d.default, rand(2, 4, 5), rand(4, 3, 3), rand(6), [2], [1], [1], 2),
     (aten.conv_transpose2d.input, rand(*IMAGE), rand(4, 3, 3, 3), None, [2, 2], [1, 1], [1, 0], 1, [1, 1]),
     (aten.conv_transpose3d.input, rand(1, 2, 3, 3, 2), rand(2, 3, 2, 2, 2), rand(3)),
+    (padded_convolution, rand(*IMAGE), rand(6, 2, 3, 3), rand(6), [2, 2], [0, 1], [1, 1], 2, [0, 1, 2, 1]),
     (affine, rand(*IMAGE), rand(4), rand(4)),
     (aten.relu.default, rand(*IMAGE)),
     (aten.hardtanh.default, 4 * rand(*IMAGE), 0.0, 6.0),

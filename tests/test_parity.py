@@ -239,6 +239,39 @@ def test_random_networks_of_modules(model, composite, seed):
         assert relative(out.relevance, reference) < 1e-6
 
 
+class Same(nn.Conv2d):
+    """A layer that pads its own input, as timm's `Conv2dSame` does."""
+
+    def forward(self, x):
+        return nn.functional.conv2d(nn.functional.pad(x, (0, 1, 0, 2)), self.weight, self.bias, self.stride)
+
+
+@pytest.mark.parametrize("rule", [zr.Flat(), zr.WSquare(), zr.ZBox(-3.0, 3.0), zr.ZPlus(), zr.Gamma(0.3)], ids=repr)
+def test_a_layer_that_pads_its_input(rule):
+    """A rule that does not look at the input gives nothing to the padding: relevance is zennit's, and all of it."""
+    torch.manual_seed(0)
+    layers = [
+        Same(3, 4, 3, stride=2),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, 3),
+    ]
+    model = without_eps(trained(nn.Sequential(*layers))).eval()
+    layer_map = [(Activation, zr.Pass()), (BatchNorm, zr.Pass()), (AvgPool, zr.Norm()), (Linear, zr.Epsilon())]
+    options = {"layer_map": layer_map, "first_map": [(Convolution, rule)]}
+    x = torch.randn(2, 3, 6, 6).double()
+    expected = model(x)
+    theirs = SpecialFirstLayerMapComposite(**options, canonizers=[SequentialMergeBatchNorm()])
+    out = fxlrp.convert(model, SpecialFirstLayerMapComposite(**options), record=("3",))(x, 1)
+    assert relative(out.output, expected) < 1e-9
+    reference = zennit_relevance(copy.deepcopy(model), theirs, x, seed_of(expected, 1))
+    assert relative(out.relevance, reference) < 1e-6
+    if isinstance(rule, zr.Flat):
+        assert relative(out.relevance.sum(), out.recorded["3"].sum()) < 1e-4
+
+
 def test_sum_module():
     """A model that uses zennit's own `Sum` is explained as zennit explains it."""
 

@@ -13,6 +13,7 @@ from torch import fx
 from ..graph import drop_dead_code
 from .batch_norm import fold_batch_norms, read_batch_norms_as_affine, write_statistics_in_place
 from .constants import fold_constants
+from .padding import join_padding_to_its_convolution
 from .simplify import read_copies_as_written, read_dropout_as_product, remove_no_ops
 
 __all__ = ["PASSES", "canonize_graph", "fold_constants"]
@@ -21,6 +22,7 @@ PASSES: tuple[Callable[[fx.GraphModule], None], ...] = (
     remove_no_ops,
     read_copies_as_written,
     read_dropout_as_product,
+    join_padding_to_its_convolution,
     write_statistics_in_place,
     read_batch_norms_as_affine,
     fold_batch_norms,

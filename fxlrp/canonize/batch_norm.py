@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import call, is_known, known, unwrap
-from ..ops.linear import affine
+from ..ops.linear import affine, padded_convolution
 
 __all__ = ["fold_batch_norms", "read_batch_norms_as_affine", "write_statistics_in_place"]
 
@@ -34,6 +34,7 @@ _CONVOLUTION = (
     aten.conv2d.padding,
     aten.conv3d.default,
     aten.conv3d.padding,
+    padded_convolution,
 )
 _TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
 _LINEAR = (aten.linear.default,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from ..graph import unwrap
 from ..rules.defaults import gradient
 from ..vocabulary import Call, pull_back, register
 
-__all__ = ["affine"]
+__all__ = ["affine", "padded_convolution"]
 
 aten = torch.ops.aten
 _PARAMS = {"weight": 1, "bias": 2}
@@ -197,6 +198,46 @@ def _convolution_transpose_stand_in(n: int) -> Callable[[fx.Node], nn.Module]:
     return stand_in
 
 
+def padded_convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    pad: Sequence[int],
+) -> Tensor:
+    """A convolution that pads its input with zeros first, by amounts of its own on each side.
+
+    One op, so that a rule which does not look at its input (flat, w-square, box) gives nothing to the padding.
+
+    Parameters
+    ----------
+    x, weight, bias : Tensor
+        As of a convolution.
+    stride, padding, dilation, groups
+        As of a convolution, spelled out.
+    pad : sequence of int
+        As of `torch.nn.functional.pad`.
+    """
+    return _FUNCTIONS[x.ndim - 2](
+        nn.functional.pad(x, list(pad)), weight, bias, list(stride), list(padding), list(dilation), groups
+    )
+
+
+_FUNCTIONS = {1: aten.conv1d.default, 2: aten.conv2d.default, 3: aten.conv3d.default}
+
+
+def _padded_convolution_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    x, *operands, pad = call.args
+    # The shape alone is read, as above.
+    padded = nn.functional.pad(x.new_empty(()).expand(x.shape), list(pad))
+    inner = replace(call, args=(padded, *operands))
+    (found,) = _convolution_vjp(x.ndim - 2)(inner, gradient)
+    return (nn.functional.pad(found, [-amount for amount in pad]),)
+
+
 def _bias_map(call: Call) -> Tensor | None:
     bias = call.argument(2)
     return None if bias is None else _channels(bias, call.args[0].ndim)
@@ -223,3 +264,12 @@ for _n, _targets, _transposed in (
         vjp=_convolution_transpose_vjp(_n),
         at_zero=_bias_map,
     )
+
+register(
+    padded_convolution,
+    params=_PARAMS,
+    stand_in=lambda node: _convolution_stand_in(_value(node, 0).ndim - 2)(node),
+    default=gradient,
+    vjp=_padded_convolution_vjp,
+    at_zero=_bias_map,
+)
