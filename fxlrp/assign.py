@@ -163,11 +163,12 @@ class _Offers:
         self._offered.add(path)
         if op.structural:
             return None
-        own = module is not None and (_is_leaf(module) or isinstance(module, type(stand_in)))
-        if own and (hook := self._composite.module_map(self._context, path, module)) is not None:
-            self._matched = True
-            self._once(node, path, module, stand_in)
-            return hook, module  # type: ignore[return-value]
+        if module is not None and (_is_leaf(module) or isinstance(module, type(stand_in))):
+            hook = self._composite.module_map(self._context, path, module)
+            if hook is not None:
+                self._matched = True
+                self._once(node, path, module, stand_in)
+                return hook, module
         if stand_in is not None and not isinstance(module, type(stand_in)):
             hook = self._composite.module_map(self._context, path, stand_in)
             if hook is not None:

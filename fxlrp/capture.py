@@ -75,12 +75,19 @@ class Capture:
         """The inputs."""
         return [node for node in self.graph_module.graph.nodes if node.op == "placeholder"]
 
+    @property
+    def output(self) -> fx.Node:
+        """The node of the tensor that is explained."""
+        (node,) = next(node for node in self.graph_module.graph.nodes if node.op == "output").args
+        assert isinstance(node, fx.Node)
+        return node
+
     def fingerprint(self) -> tuple[Any, ...]:
         """What two captures of one model share exactly if one can stand for the other."""
         index = {node: i for i, node in enumerate(self.graph_module.graph.nodes)}
         rows: list[Any] = []
         for node in index:
-            args = map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")  # type: ignore[arg-type]
+            args = map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")
             value = node.meta.get("val")
             form = (value.dtype, *(size == 1 for size in value.shape)) if isinstance(value, Tensor) else None
             target = name_of_target(node.target) if node.op == "call_function" else node.op

@@ -16,9 +16,9 @@ from zennit.torchvision import (
     VGGCanonizer,
 )
 
-from .errors import CompositeError
+from .errors import CompositeError, MissingExtraError
 
-__all__ = ["DEFAULT", "check_names", "foreign_canonizers", "resolve"]
+__all__ = ["DEFAULT", "Picklable", "check_names", "foreign_canonizers", "resolve"]
 
 DEFAULT = "epsilon_plus_flat"
 """The composite of ``composite=None``; how it was chosen: ``docs/composites.md``."""
@@ -92,3 +92,30 @@ def check_names(composite: Composite, paths: Collection[str]) -> None:
                 near = difflib.get_close_matches(name, paths, n=3)
                 hint = f" Near to it are: {', '.join(near)}." if near else ""
                 raise CompositeError(f"the composite names the module '{name}', which the model has not.{hint}")
+
+
+class Picklable:
+    """A composite, in a form that can be pickled: rules hold functions that pickle does not take."""
+
+    def __init__(self, value: Composite | str | None) -> None:
+        self.value = value
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Picklable:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self.value is None or isinstance(self.value, str):
+            return Picklable, (self.value,)
+        try:
+            import cloudpickle
+        except ImportError as error:
+            raise MissingExtraError(
+                "saving a twin with a composite that is not given by its name", "cloudpickle", "save"
+            ) from error
+        return _unpickled, (cloudpickle.dumps(self.value),)
+
+
+def _unpickled(data: bytes) -> Picklable:
+    import cloudpickle
+
+    return Picklable(cloudpickle.loads(data))

@@ -113,9 +113,8 @@ class _Writer:
         _, args, kwargs = unwrap(node)
         path = f"{node.name}_{rule.name}"
         self._module.add_submodule(path, rule)
-        if self._constant and isinstance(rule, BasicRule):
-            params = {name: args[p] for name, p in rule.op.params.items() if p < len(args) and args[p] is not None}
-            rule.bind({name: attrgetter(param.target)(self._module) for name, param in params.items()})
+        if isinstance(rule, BasicRule):
+            self._bind(rule, args)
         output = self._value_of(node) if rule.needs_output else None
         name = f"R_{node.name}_inputs" if len(operands) > 1 else self._name(operands[0], node)
         found = self._graph.create_node("call_module", path, (relevance, output, *args), dict(kwargs), name=name)
@@ -126,6 +125,12 @@ class _Writer:
                     "call_function", operator.getitem, (found, index), name=self._name(operand, node)
                 )
             self.add(operand, node, share)
+
+    def _bind(self, rule: BasicRule, args: tuple[Any, ...]) -> None:
+        """Let a rule modify its op's parameters once, if they are constants (a batch's statistics make none)."""
+        params = {name: args[p] for name, p in rule.op.params.items() if p < len(args) and args[p] is not None}
+        if self._constant and all(param.op == "get_attr" for param in params.values()):
+            rule.bind({name: attrgetter(param.target)(self._module) for name, param in params.items()})
 
     def _name(self, operand: fx.Node, consumer: fx.Node) -> str:
         return f"R_{operand.name}" if self._givers[operand] == 1 else f"R_{operand.name}_from_{consumer.name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -63,7 +64,8 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
     classes = output.shape[1]
     if target is None:
         index = output.argmax(1, keepdim=True)
-    elif isinstance(target, int) and not isinstance(target, bool):
+    elif isinstance(target, Integral) and not isinstance(target, bool):
+        target = int(target)
         if not -classes <= target < classes:
             raise TargetError(_out_of_range(target, classes))
         index = torch.full_like(output[:, :1], target % classes, dtype=torch.long)

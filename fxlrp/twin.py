@@ -7,13 +7,11 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.fx.node import map_arg
 from zennit.core import Composite
 
 from . import composites, ops
@@ -21,8 +19,9 @@ from .assign import assign
 from .canonize import canonize_graph, fold_constants
 from .capture import Capture, Output, capture
 from .emit import emit
-from .errors import FxlrpError, InputError, MissingExtraError, ModulePathError
-from .seeds import Target, seed_relevance
+from .errors import FxlrpError, InputError, ModulePathError
+from .program import Program
+from .seeds import Target
 
 __all__ = ["Explanation", "Twin", "convert", "explain"]
 
@@ -48,72 +47,6 @@ class Explanation(NamedTuple):
     recorded: dict[str, Any]
 
 
-@dataclass
-class _Program:
-    """A capture with its relevance pass, and the two halves of it (made when they are needed)."""
-
-    capture: Capture
-    fingerprint: tuple[Any, ...]
-    graph_module: fx.GraphModule
-    _halves: tuple[fx.GraphModule, fx.GraphModule] | None = None
-
-    def halves(self) -> tuple[fx.GraphModule, fx.GraphModule]:
-        """Forward half: inputs to (output, values); relevance half: seed and values to (relevances, recorded)."""
-        if self._halves is None:
-            self._halves = _split(self.graph_module)
-        return self._halves
-
-
-def _split(whole: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
-    nodes = list(whole.graph.nodes)
-    start = next(i for i, node in enumerate(nodes) if node.target is seed_relevance)
-    inputs = [node for node in nodes[:start] if node.op == "placeholder" and node.target != "target"]
-    before, after = set(nodes[:start]), nodes[start + 1 : -1]
-    output, relevance, recorded = nodes[-1].args[0]
-    saved = [n for n in nodes[:start] if n.op != "get_attr" and any(user in set(after) for user in n.users)]
-    forward, copies = fx.Graph(), {}
-    for node in nodes[:start]:
-        if node.op != "placeholder" or node in inputs:
-            copies[node] = forward.node_copy(node, lambda n: copies[n])
-    forward.output((copies[output], tuple(copies[n] for n in saved)))
-    backward = fx.Graph()
-    copies = {nodes[start]: backward.placeholder("seed")}
-    copies |= {node: backward.placeholder(node.name) for node in saved}
-    copies |= {n: backward.node_copy(n) for n in before if n.op == "get_attr"}
-    for node in after:
-        copies[node] = backward.node_copy(node, lambda n: copies[n])
-    # An input that no relevance reaches stays without one.
-    backward.output(map_arg((relevance, recorded), lambda n: copies[n]))
-    return fx.GraphModule(whole, forward, "Forward"), fx.GraphModule(whole, backward, "Relevance")
-
-
-class _Kept:
-    """A composite, in a form that can be pickled: rules hold functions that pickle does not take."""
-
-    def __init__(self, value: Composite | str | None) -> None:
-        self.value = value
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Kept:
-        return self
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        if self.value is None or isinstance(self.value, str):
-            return _Kept, (self.value,)
-        try:
-            import cloudpickle
-        except ImportError as error:
-            raise MissingExtraError(
-                "saving a twin with a composite that is not given by its name", "cloudpickle", "save"
-            ) from error
-        return _load_kept, (cloudpickle.dumps(self.value),)
-
-
-def _load_kept(data: bytes) -> _Kept:
-    import cloudpickle
-
-    return _Kept(cloudpickle.loads(data))
-
-
 class Twin(nn.Module):
     """A model that explains itself; made by `convert`, whose parameters are described there."""
 
@@ -134,11 +67,11 @@ class Twin(nn.Module):
         self.model = module if trainable else copy.deepcopy(module).requires_grad_(False)
         self.training = module.training
         self.trainable = trainable
-        self._kept = _Kept(composite)
+        self._kept = composites.Picklable(composite)
         self._composite = composites.resolve(composite)
         self._record, self._output, self._unmatched = tuple(record), output, unmatched
-        self._programs: list[_Program] = []
-        self._known: dict[Any, _Program] = {}
+        self._programs: list[Program] = []
+        self._known: dict[Any, Program] = {}
         if self._exported is None:
             paths = dict(self.model.named_modules(remove_duplicate=False))
             composites.check_names(self._composite, paths)
@@ -176,10 +109,7 @@ class Twin(nn.Module):
         inputs = (x,) if single else tuple(x)
         program = self._program(inputs)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable):
-            if _may_be_several(target):
-                output, relevance, recorded = _several(program, inputs, target)
-            else:
-                output, relevance, recorded = program.graph_module(*inputs, target)
+            output, relevance, recorded = program.run(inputs, target)
         relevance = tuple(None if r is None else r.to(i.dtype) for r, i in zip(relevance, inputs, strict=True))
         return Explanation(output, relevance[0] if single else relevance, recorded)
 
@@ -210,7 +140,14 @@ class Twin(nn.Module):
             code = re.sub(rf"\bfxlrp_\w+_{function.__name__}\(", f"{function.__name__}(", code)
         return "\n".join(line.rstrip() for line in code.splitlines() if line.strip()) + "\n"
 
-    def _program(self, inputs: tuple[Any, ...]) -> _Program:
+    def train(self, mode: bool = True) -> Twin:
+        """Set the mode of the twin and of the model; the mode of an exported program is its own."""
+        if self._exported is None:
+            return super().train(mode)
+        self.training = mode
+        return self
+
+    def _program(self, inputs: tuple[Any, ...]) -> Program:
         key = (
             tuple((type(x), x.dtype, tuple(x.shape)) if isinstance(x, Tensor) else type(x) for x in inputs),
             tuple(module.training for module in self.model.modules()),
@@ -220,18 +157,23 @@ class Twin(nn.Module):
             self._known[key] = self._find(inputs, key[1])
         return self._known[key]
 
-    def _find(self, inputs: tuple[Tensor, ...], mode: tuple[bool, ...]) -> _Program:
+    def _find(self, inputs: tuple[Tensor, ...], mode: tuple[bool, ...]) -> Program:
         """A program that was made for other sizes and fits, or a new one."""
         tried = {id(program): program for (_, of), program in self._known.items() if of == mode}
         for program in tried.values():
             if program.capture.fits(inputs):
                 return program
         captured = capture(self._source(), inputs, self._output)
+        if self._exported is not None and not captured.fits(inputs):
+            made_for = ", ".join(f"{tuple(n.meta['val'].shape)} {n.meta['val'].dtype}" for n in captured.placeholders)
+            raise InputError(
+                f"the exported program was made for inputs {made_for}: export it for others, or convert the model"
+            )
         fingerprint = captured.fingerprint()
         for program in tried.values():
             if program.fingerprint == fingerprint:
                 return program
-        program = _Program(captured, fingerprint, self._build(captured))
+        program = Program(captured, fingerprint, self._build(captured))
         self._programs.append(program)
         return program
 
@@ -249,7 +191,9 @@ class Twin(nn.Module):
         return changed
 
     def _build(self, captured: Capture) -> fx.GraphModule:
-        whole = fx.GraphModule(captured.graph_module, copy.deepcopy(captured.graph_module.graph), "Twin")
+        # An exported program's own tensors do not move with the twin; those of the module made of it do.
+        root = captured.graph_module if self._exported is None else self.model
+        whole = fx.GraphModule(root, copy.deepcopy(captured.graph_module.graph), "Twin")
         canonize_graph(whole)
         if not self.trainable:
             fold_constants(whole)
@@ -274,25 +218,6 @@ class Twin(nn.Module):
 
     def extra_repr(self) -> str:
         return f"composite={type(self._composite).__name__}, trainable={self.trainable}, captures={len(self._programs)}"
-
-
-def _may_be_several(target: Target) -> bool:
-    return callable(target) or (isinstance(target, Tensor) and target.is_floating_point())
-
-
-def _several(program: _Program, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, Any, Any]:
-    """A seed that may be K seeds: the forward half once, the relevance half for each."""
-    (value,) = next(node for node in reversed(program.capture.graph_module.graph.nodes)).args
-    rank = value.meta["val"].ndim
-    if isinstance(target, Tensor) and not callable(target) and target.ndim == rank:
-        return program.graph_module(*inputs, target)
-    forward, relevance = program.halves()
-    output, saved = forward(*inputs)
-    start = seed_relevance(output, target)
-    if start.ndim == rank:
-        return output, *relevance(start, *saved)
-    found = torch.vmap(lambda each: relevance(each, *saved), randomness="different")(start)
-    return output, *found
 
 
 def _check_inputs(inputs: Sequence[Any]) -> None:

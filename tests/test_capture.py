@@ -322,9 +322,16 @@ def test_traced_and_exported_models():
     traced = torch.fx.symbolic_trace(model)
     exported = torch.export.export(model, (x,), strict=False)
     for other in (traced, exported):
-        out = fxlrp.convert(other, "epsilon_plus")(x, 1)
+        out = fxlrp.convert(other, "epsilon_plus").eval()(x, 1)
         assert relative(out.output, expected.output) < 1e-9
         assert relative(out.relevance, expected.relevance) < 1e-9
+
+
+def test_an_exported_program_keeps_to_its_shapes():
+    model = trained(InPlaceSum()).eval()
+    twin = fxlrp.convert(torch.export.export(model, (torch.randn(2, 3, 6, 6).double(),), strict=False), "epsilon_plus")
+    with pytest.raises(fxlrp.errors.InputError, match=r"made for inputs \(2, 3, 6, 6\) torch.float64: export it"):
+        twin(torch.randn(4, 3, 6, 6).double())
 
 
 def test_a_foreign_canonizer_is_applied_to_a_copy():

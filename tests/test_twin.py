@@ -176,6 +176,15 @@ def test_a_twin_that_is_not_trainable_is_a_snapshot(model, x):
     assert relative(twin(x[:1]).output, expected.output[:1]) < 1e-12
 
 
+def test_a_snapshot_in_training_mode_explains_with_the_batchs_statistics(x):
+    model = trained(Net()).train()
+    live = fxlrp.convert(copy.deepcopy(model), "epsilon_plus", trainable=True)(x, 1)
+    twin = fxlrp.convert(model, "epsilon_plus")
+    before = copy.deepcopy(model.state_dict())
+    assert relative(twin(x, 1).relevance, live.relevance) < 1e-12
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
 @pytest.mark.parametrize("context", [torch.inference_mode, torch.no_grad])
 def test_without_autograd(model, context):
     twin = fxlrp.convert(model, "guided_backprop", unmatched="error")

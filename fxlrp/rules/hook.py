@@ -23,7 +23,7 @@ _WITH_KWARGS = len(inspect.signature(Hook.forward).parameters) > 4
 def _view(module: nn.Module, params: Mapping[str, Tensor]) -> nn.Module:
     """`module` as the hook should see it: with the parameters that the canonized graph uses."""
     view = copy.copy(module)
-    view._parameters = {**module._parameters, **params}  # type: ignore[assignment]
+    view.__dict__["_parameters"] = {**module._parameters, **params}
     return view
 
 
@@ -78,7 +78,7 @@ class HookRule(Rule):
         try:
             hook.forward(*arguments)
             hook.stored_tensors["grad_output"] = (relevance,)
-            found = hook.backward(module, _Gradients(call, relevance), (relevance,))  # type: ignore[arg-type]
+            found = hook.backward(module, _Gradients(call, relevance), (relevance,))
         finally:
             hook.stored_tensors.clear()
         if found is None:
