@@ -89,7 +89,9 @@ class Capture:
         for node in index:
             args = map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")
             value = node.meta.get("val")
-            form = (value.dtype, *(size == 1 for size in value.shape)) if isinstance(value, Tensor) else None
+            form = None
+            if isinstance(value, Tensor):
+                form = (value.dtype, *(isinstance(size, int) and size == 1 for size in value.shape))
             target = name_of_target(node.target) if node.op == "call_function" else node.op
             constant = id(_attribute(self.graph_module, node.target)) if node.op == "get_attr" else None
             rows.append((target, repr(args), form, constant))

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -108,7 +109,13 @@ class Twin(nn.Module):
         single = isinstance(x, Tensor)
         inputs = (x,) if single else tuple(x)
         program = self._program(inputs)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable):
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable))
+            if torch.is_inference_mode_enabled():
+                # There, torch.func.vjp gives zeros without a word (torch 2.9).
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.no_grad())
+            inputs, target = tuple(_ordinary(x) for x in inputs), _ordinary(target)
             output, relevance, recorded = program.run(inputs, target)
         relevance = tuple(None if r is None else r.to(i.dtype) for r, i in zip(relevance, inputs, strict=True))
         return Explanation(output, relevance[0] if single else relevance, recorded)
@@ -218,6 +225,11 @@ class Twin(nn.Module):
 
     def extra_repr(self) -> str:
         return f"composite={type(self._composite).__name__}, trainable={self.trainable}, captures={len(self._programs)}"
+
+
+def _ordinary(value: Any) -> Any:
+    """A tensor that was made in inference mode as one that was not; anything else as it is."""
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _check_inputs(inputs: Sequence[Any]) -> None:

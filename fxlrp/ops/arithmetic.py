@@ -50,10 +50,25 @@ register(
     vjp=_sum_vjp(-1),
 )
 register(aten.rsub.Tensor, aten.rsub.Scalar, inputs=(0, 1), stand_in=lambda node: Sum(), default=gradient)
+
+
+def _reduction_vjp(call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+    x, dims = call.args[0], call.argument(1) or range(call.args[0].ndim)
+    if not call.argument(2, False):
+        for dim in sorted(d % x.ndim for d in dims):
+            relevance = relevance.unsqueeze(dim)
+    return (relevance.expand(x.shape),)
+
+
+def _mean_vjp(call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
+    return _reduction_vjp(call, relevance * (relevance.numel() / call.args[0].numel()))
+
+
 register(
     aten.sum.dim_IntList,
     stand_in=lambda node: Sum(dim=unwrap(node)[1][1]),
     default=gradient,
+    vjp=_reduction_vjp,
     non_negative=lambda node, inputs: inputs,
 )
 register(aten.neg.default, default=passed)
@@ -126,7 +141,13 @@ def _mean(node: fx.Node, slots: Slots) -> Rule:
     return proportional(node, slots) if _mean_stand_in(node) is None else gradient(node, slots)
 
 
-register(aten.mean.dim, stand_in=_mean_stand_in, default=_mean, non_negative=lambda node, inputs: inputs)
+register(
+    aten.mean.dim,
+    stand_in=_mean_stand_in,
+    default=_mean,
+    vjp=_mean_vjp,
+    non_negative=lambda node, inputs: inputs,
+)
 
 register(
     aten.upsample_nearest1d.vec,
