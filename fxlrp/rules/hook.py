@@ -16,8 +16,11 @@ from .base import Rule
 
 __all__ = ["HookRule"]
 
-_WITH_KWARGS = len(inspect.signature(Hook.forward).parameters) > 4
-"""Whether zennit's hooks take ``(module, args, kwargs, output)`` (since 1.0) or ``(module, input, output)``."""
+
+def _takes_kwargs(hook: Hook) -> bool:
+    """Whether a hook's `forward` takes ``(module, args, kwargs, output)``: zennit 1.0 lets it."""
+    names = list(inspect.signature(hook.forward).parameters)
+    return len(names) != 3 and names[2] != "output"
 
 
 def _view(module: nn.Module, params: Mapping[str, Tensor]) -> nn.Module:
@@ -61,6 +64,7 @@ class HookRule(Rule):
     def __init__(self, hook: Hook, module: nn.Module) -> None:
         super().__init__()
         self.hook = hook
+        self._takes_kwargs = _takes_kwargs(hook)
         # In a tuple: the user's module is not to become a part of the twin.
         self._module = (module,)
 
@@ -74,7 +78,7 @@ class HookRule(Rule):
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         hook, module = self.hook, _view(self._module[0], call.params)
         inputs = call.inputs
-        arguments = (module, inputs, dict(call.kwargs), output) if _WITH_KWARGS else (module, inputs, output)
+        arguments = (module, inputs, dict(call.kwargs), output) if self._takes_kwargs else (module, inputs, output)
         try:
             hook.forward(*arguments)
             hook.stored_tensors["grad_output"] = (relevance,)
