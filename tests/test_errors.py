@@ -152,7 +152,7 @@ def test_an_unknown_op_can_get_the_gradient():
     share = value / 16 * model.head.weight[1][:, None, None] / 1
     through = share * (features + 1).exp()
     expected = through * features / (features + 1)
-    assert relative(out.recorded["features.1"], expected * (features > 0)) < 0.5
+    assert relative(out.recorded["features.1"], expected) < 1e-4
 
 
 def test_an_unknown_op_can_be_registered():
