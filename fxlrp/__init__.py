@@ -7,14 +7,33 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import errors, rules, vocabulary
+    from .canonizers import canonize
+    from .ledger import Ledger, audit
     from .seeds import seed_relevance
     from .twin import Explanation, Twin, convert, explain
 
-__all__ = ["Explanation", "Twin", "convert", "errors", "explain", "rules", "seed_relevance", "vocabulary"]
+__all__ = [
+    "Explanation",
+    "Ledger",
+    "Twin",
+    "audit",
+    "canonize",
+    "convert",
+    "errors",
+    "explain",
+    "rules",
+    "seed_relevance",
+    "vocabulary",
+]
 
 __version__ = "0.1.0"
 
-_HOMES = dict.fromkeys(("Explanation", "Twin", "convert", "explain"), "twin") | {"seed_relevance": "seeds"}
+_HOMES = dict.fromkeys(("Explanation", "Twin", "convert", "explain"), "twin") | {
+    "Ledger": "ledger",
+    "audit": "ledger",
+    "canonize": "canonizers",
+    "seed_relevance": "seeds",
+}
 
 
 def __getattr__(name: str) -> Any:

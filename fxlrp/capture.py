@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 from .errors import CaptureError
 from .graph import drop_dead_code, name_of_target
 
-__all__ = ["Capture", "Output", "capture"]
+__all__ = ["Capture", "Output", "capture", "snapshot"]
 
 Output = str | int | Callable[[Any], Any] | None
 """Which of a model's outputs is explained: a key, an index, a function of what the model returns, or by itself."""
@@ -96,6 +96,11 @@ class Capture:
             constant = id(_attribute(self.graph_module, node.target)) if node.op == "get_attr" else None
             rows.append((target, repr(args), form, constant))
         return tuple(rows)
+
+
+def snapshot(model: nn.Module) -> nn.Module:
+    """A copy whose parameters need no gradient and do not change with the model's."""
+    return copy.deepcopy(model).requires_grad_(False)
 
 
 def capture(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import operator
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -15,12 +16,36 @@ from .errors import ModulePathError
 from .graph import module_calls, unwrap
 from .rules.basic import BasicRule
 from .seeds import seed_relevance
-from .vocabulary import Op, lookup
+from .vocabulary import Op, Slot, lookup
 
-__all__ = ["emit"]
+__all__ = ["Written", "emit"]
 
 
-def emit(graph_module: fx.GraphModule, steps: Sequence[Step], *, record: Sequence[str] = (), constant: bool) -> None:
+@dataclass(frozen=True)
+class Written:
+    """A step as it stands in the graph.
+
+    Attributes
+    ----------
+    step : Step
+        The node, its rule, and the operands.
+    value : fx.Node
+        The value of the step's op.
+    relevance : fx.Node or list
+        The relevance that the rule takes on; a list for an op with several outputs (None where there is none).
+    sent : dict of Slot to fx.Node
+        What it hands on to each operand.
+    """
+
+    step: Step
+    value: fx.Node
+    relevance: Any
+    sent: Mapping[Slot, fx.Node]
+
+
+def emit(
+    graph_module: fx.GraphModule, steps: Sequence[Step], *, record: Sequence[str] = (), constant: bool
+) -> list[Written]:
     """Add the relevance pass to a canonical graph, in place.
 
     Afterwards the graph takes the inputs and ``target``, and returns the output, the relevance of each input (None
@@ -41,6 +66,11 @@ def emit(graph_module: fx.GraphModule, steps: Sequence[Step], *, record: Sequenc
     ------
     ModulePathError
         If a module in `record` has no ops that relevance goes through.
+
+    Returns
+    -------
+    list of Written
+        The steps, in the order of the relevance pass.
     """
     graph = graph_module.graph
     end = next(node for node in graph.nodes if node.op == "output")
@@ -57,6 +87,7 @@ def emit(graph_module: fx.GraphModule, steps: Sequence[Step], *, record: Sequenc
         recorded = {path: writer.at_input_of(path) for path in record}
         graph.output((output, tuple(relevance), recorded))
     graph.erase_node(end)
+    return writer.written
 
 
 class _Writer:
@@ -67,6 +98,7 @@ class _Writer:
         self._givers = Counter(operand for step in steps for operand in step.operands.values())
         self._received: dict[fx.Node, list[tuple[fx.Node | None, fx.Node]]] = defaultdict(list)
         self._totals: dict[fx.Node, fx.Node] = {}
+        self.written: list[Written] = []
 
     def add(self, node: fx.Node, consumer: fx.Node | None, relevance: fx.Node) -> None:
         """`node` receives `relevance` from `consumer`."""
@@ -96,20 +128,26 @@ class _Writer:
 
     def _value_of(self, node: fx.Node) -> fx.Node:
         """The value of a step's op: the first, of an op that gives others beside it."""
-        if isinstance(node.meta["val"], Tensor):
+        if isinstance(node.meta["val"], Tensor) or _op_of(node).structural:
             return node
         return next(user for user in node.users if user.target is operator.getitem and user.args[1] == 0)
 
     def take_on(self, step: Step) -> None:
         """Call the step's rule, and hand what it gives to the operands."""
+        relevance = self._relevance_of(step.node)
+        if relevance is None:
+            return
+        sent = self._sent(step, relevance) if step.operands else {}
+        for slot, share in sent.items():
+            self.add(step.operands[slot], step.node, share)
+        self.written.append(Written(step, self._value_of(step.node), relevance, sent))
+
+    def _sent(self, step: Step, relevance: Any) -> dict[Slot, fx.Node]:
+        """What the step's rule hands on to each operand."""
         node, rule = step.node, step.rule
-        relevance = self._relevance_of(node)
-        if relevance is None or not step.operands:
-            return
-        operands = list(step.operands.values())
+        slots, operands = list(step.operands), list(step.operands.values())
         if rule.passes:
-            self.add(operands[0], node, relevance)
-            return
+            return {slots[0]: relevance}
         _, args, kwargs = unwrap(node)
         path = f"{node.name}_{rule.name}"
         self._module.add_submodule(path, rule)
@@ -118,13 +156,14 @@ class _Writer:
         output = self._value_of(node) if rule.needs_output else None
         name = f"R_{node.name}_inputs" if len(operands) > 1 else self._name(operands[0], node)
         found = self._graph.create_node("call_module", path, (relevance, output, *args), dict(kwargs), name=name)
-        for index, operand in enumerate(operands):
-            share = found
-            if len(operands) > 1:
-                share = self._graph.create_node(
-                    "call_function", operator.getitem, (found, index), name=self._name(operand, node)
-                )
-            self.add(operand, node, share)
+        if len(operands) == 1:
+            return {slots[0]: found}
+        return {
+            slot: self._graph.create_node(
+                "call_function", operator.getitem, (found, index), name=self._name(operand, node)
+            )
+            for index, (slot, operand) in enumerate(step.operands.items())
+        }
 
     def _bind(self, rule: BasicRule, args: tuple[Any, ...]) -> None:
         """Let a rule modify its op's parameters once, if they are constants (a batch's statistics make none)."""

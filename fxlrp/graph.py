@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -15,8 +16,10 @@ from torch._guards import detect_fake_mode
 from torch.fx.node import map_arg
 
 __all__ = [
+    "SHAPE_ONLY",
     "call",
     "carriers",
+    "constant",
     "dependents",
     "drop_dead_code",
     "is_known",
@@ -24,7 +27,9 @@ __all__ = [
     "module_calls",
     "module_path",
     "name_of_target",
+    "parameter_expressions",
     "source_line",
+    "unpack",
     "unwrap",
     "where",
 ]
@@ -69,7 +74,8 @@ def dependents(sources: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 _aten = torch.ops.aten
-_SHAPE_ONLY = (
+SHAPE_ONLY = (
+    _aten.sym_size.int,
     _aten.ones_like.default,
     _aten.zeros_like.default,
     _aten.empty_like.default,
@@ -79,6 +85,7 @@ _SHAPE_ONLY = (
     _aten.new_empty.default,
     _aten.new_full.default,
 )
+"""Ops that read the shape of a value, and not the value."""
 
 
 def carriers(sources: Iterable[fx.Node]) -> set[fx.Node]:
@@ -86,7 +93,7 @@ def carriers(sources: Iterable[fx.Node]) -> set[fx.Node]:
     found = set(sources)
     for node in next(iter(found)).graph.nodes if found else ():
         value = node.meta.get("val")
-        if node.target in _SHAPE_ONLY or isinstance(value, int | float | bool | torch.SymInt | torch.SymFloat):
+        if node.target in SHAPE_ONLY or isinstance(value, int | float | bool | torch.SymInt | torch.SymFloat):
             continue
         if any(operand in found for operand in node.all_input_nodes):
             found.add(node)
@@ -121,6 +128,41 @@ def call(like: fx.Node, target: Callable[..., Any], *args: Any, name: str | None
     with detect_fake_mode((values, options)) or nullcontext(), enable_python_dispatcher():
         node.meta["val"] = target(*values, **options)
     return node
+
+
+def constant(graph_module: fx.GraphModule, like: fx.Node, value: torch.Tensor, name: str) -> fx.Node:
+    """Put a tensor into the graph as a buffer, read at the insertion point; on the device of the value of `like`."""
+    graph = graph_module.graph
+    example = like.meta["val"]
+    mode = detect_fake_mode(example)
+    value = value.to(next(x.device for x in (example if isinstance(example, tuple | list) else (example,))))
+    while hasattr(graph_module, name):
+        name += "_"
+    graph_module.register_buffer(name, value, persistent=False)
+    node = graph.get_attr(name)
+    node.meta["val"] = value if mode is None else mode.from_tensor(value)
+    return node
+
+
+def unpack(node: fx.Node, *names: str) -> list[fx.Node]:
+    """The values of a call that returns a tuple, under these names; written behind it."""
+    found, last = [], node
+    for index, name in enumerate(names):
+        with node.graph.inserting_after(last):
+            last = call(node, operator.getitem, node, index, name=name)
+        found.append(last)
+    return found
+
+
+def parameter_expressions(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that depend on no input."""
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "get_attr" or (
+            node.op == "call_function" and node.all_input_nodes and all(n in found for n in node.all_input_nodes)
+        ):
+            found.add(node)
+    return found
 
 
 def module_calls(node: fx.Node) -> list[tuple[str, str]]:

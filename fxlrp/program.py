@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from .capture import Capture
+from .emit import Written
 from .seeds import Target, seed_relevance
 
 __all__ = ["Program"]
@@ -22,7 +24,13 @@ class Program:
     capture: Capture
     fingerprint: tuple[Any, ...]
     graph_module: fx.GraphModule
+    written: Sequence[Written]
     _halves: tuple[fx.GraphModule, fx.GraphModule] | None = None
+
+    @property
+    def size_bound(self) -> bool:
+        """Whether it speaks for one spatial size alone, even if the capture of another one is the same graph."""
+        return bool(self.graph_module.meta.get("size_bound"))
 
     def _two_halves(self) -> tuple[fx.GraphModule, fx.GraphModule]:
         """Forward half: inputs to (output, values); relevance half: seed and values to (relevances, recorded)."""

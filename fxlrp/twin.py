@@ -17,14 +17,14 @@ from zennit.core import Composite
 
 from . import composites, ops
 from .assign import assign
-from .canonize import canonize_graph, fold_constants
-from .capture import Capture, Output, capture
-from .emit import emit
+from .canonizers import canonize_graph, fold_constants
+from .capture import Capture, Output, capture, snapshot
+from .emit import Written, emit
 from .errors import FxlrpError, InputError, ModulePathError
 from .program import Program
 from .seeds import Target
 
-__all__ = ["Explanation", "Twin", "convert", "explain"]
+__all__ = ["Explanation", "Twin", "check_finite", "convert", "explain"]
 
 _ = ops  # Importing the package fills the vocabulary.
 
@@ -60,17 +60,19 @@ class Twin(nn.Module):
         record: Sequence[str],
         output: Output,
         unmatched: str,
+        threshold_relu: bool,
     ) -> None:
         super().__init__()
         self._exported = model if isinstance(model, ExportedProgram) else None
         module = model.module() if isinstance(model, ExportedProgram) else model
         # Not trainable: a snapshot, so that every capture, now or later, speaks of the same weights.
-        self.model = module if trainable else copy.deepcopy(module).requires_grad_(False)
+        self.model = module if trainable else snapshot(module)
         self.training = module.training
         self.trainable = trainable
         self._kept = composites.Picklable(composite)
         self._composite = composites.resolve(composite)
         self._record, self._output, self._unmatched = tuple(record), output, unmatched
+        self._threshold_relu = threshold_relu
         self._programs: list[Program] = []
         self._known: dict[Any, Program] = {}
         if self._exported is None:
@@ -120,9 +122,15 @@ class Twin(nn.Module):
         relevance = tuple(None if r is None else r.to(i.dtype) for r, i in zip(relevance, inputs, strict=True))
         return Explanation(output, relevance[0] if single else relevance, recorded)
 
-    def capture(self, x: Tensor | tuple[Tensor, ...]) -> None:
-        """Capture the model for inputs like `x` now, rather than at the first call with such."""
-        self._program((x,) if isinstance(x, Tensor) else tuple(x))
+    def capture(self, x: Tensor | tuple[Tensor, ...]) -> Program:
+        """Capture the model for inputs like `x` now, rather than at the first call with such.
+
+        Returns
+        -------
+        Program
+            The capture with its relevance pass.
+        """
+        return self._program((x,) if isinstance(x, Tensor) else tuple(x))
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -178,9 +186,9 @@ class Twin(nn.Module):
             )
         fingerprint = captured.fingerprint()
         for program in tried.values():
-            if program.fingerprint == fingerprint:
+            if program.fingerprint == fingerprint and not program.size_bound:
                 return program
-        program = Program(captured, fingerprint, self._build(captured))
+        program = Program(captured, fingerprint, *self._build(captured))
         self._programs.append(program)
         return program
 
@@ -197,18 +205,18 @@ class Twin(nn.Module):
             canonizer.apply(changed)
         return changed
 
-    def _build(self, captured: Capture) -> fx.GraphModule:
+    def _build(self, captured: Capture) -> tuple[fx.GraphModule, list[Written]]:
         # An exported program's own tensors do not move with the twin; those of the module made of it do.
         root = captured.graph_module if self._exported is None else self.model
         whole = fx.GraphModule(root, copy.deepcopy(captured.graph_module.graph), "Twin")
-        canonize_graph(whole)
+        canonize_graph(whole, threshold_relu=self._threshold_relu)
         if not self.trainable:
             fold_constants(whole)
         steps = assign(whole.graph, captured.modules, self._composite, unmatched=self._unmatched)
-        emit(whole, steps, record=self._record, constant=not self.trainable)
+        written = emit(whole, steps, record=self._record, constant=not self.trainable)
         whole.graph.lint()
         whole.recompile()
-        return whole
+        return whole, written
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Twin:
         # Buffers are new tensors after a move: captures hold the old ones.
@@ -232,6 +240,16 @@ def _ordinary(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
+def check_finite(x: Tensor | tuple[Tensor, ...]) -> None:
+    """Raise an `InputError` if an input has values that are NaN or infinite."""
+    for value in (x,) if isinstance(x, Tensor) else x:
+        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+            raise InputError(
+                f"the input has {int((~value.isfinite()).sum())} values that are NaN or infinite: relevance would be "
+                "NaN everywhere they reach. Clean the input, for example with torch.nan_to_num"
+            )
+
+
 def _check_inputs(inputs: Sequence[Any]) -> None:
     for index, x in enumerate(inputs):
         if not isinstance(x, Tensor):
@@ -253,6 +271,7 @@ def convert(
     record: Sequence[str] = (),
     output: Output = None,
     unmatched: str = "error",
+    threshold_relu: bool = True,
 ) -> Twin:
     """Turn a model into a module that gives its output together with its explanation.
 
@@ -276,6 +295,9 @@ def convert(
         Which output is explained, of a model that returns several: see `fxlrp.capture.capture`.
     unmatched : {"error", "gradient"}
         What to do with an op that fxlrp does not know: raise, or let relevance through as the plain gradient would.
+    threshold_relu : bool
+        What to do with a batch norm that is followed by a ReLU and then a linear layer (DenseNet): let the layer take
+        it in, with a ReLU that clips at a threshold, or keep it as a linear op (``docs/canonization.md``).
 
     Returns
     -------
@@ -302,7 +324,15 @@ def convert(
         raise InputError(f"unmatched is 'error' or 'gradient', not {unmatched!r}")
     if isinstance(record, str):
         raise ModulePathError(f"record is a sequence of module paths: write ({record!r},)")
-    twin = Twin(model, composite, trainable=trainable, record=record, output=output, unmatched=unmatched)
+    twin = Twin(
+        model,
+        composite,
+        trainable=trainable,
+        record=record,
+        output=output,
+        unmatched=unmatched,
+        threshold_relu=threshold_relu,
+    )
     if example_inputs is not None:
         twin.capture(example_inputs)
     return twin
@@ -329,10 +359,5 @@ def explain(
     InputError
         If the input has values that are not finite, and what `convert` and the twin's call raise.
     """
-    for value in (x,) if isinstance(x, Tensor) else x:
-        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
-            raise InputError(
-                f"the input has {int((~value.isfinite()).sum())} values that are NaN or infinite: relevance would be "
-                "NaN everywhere they reach. Clean the input, for example with torch.nan_to_num"
-            )
+    check_finite(x)
     return convert(model, composite, **options)(x, target)

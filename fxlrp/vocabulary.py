@@ -14,12 +14,13 @@ from .graph import unwrap
 if TYPE_CHECKING:
     from .rules.base import Rule
 
-__all__ = ["Call", "Op", "Slot", "lookup", "pull_back", "register", "slots_of"]
+__all__ = ["Call", "Op", "Slot", "Target", "lookup", "pull_back", "register", "slots_of"]
 
 Slot = tuple[int, int | None]
 """Where an operand stands in a call: its position, and its index where the argument there is a list."""
 
 Target = Callable[..., Any]
+"""What a node calls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +48,8 @@ class Op:
         ``(node, inputs_are_non_negative) -> bool``: whether the value is known to be non-negative.
     structural : bool
         Whether the op only moves values about. Relevance moves back with them, whatever the composite says.
+    linear : bool
+        Whether the op is linear in its inputs: a canonizer may then move a factor that they share to behind it.
     """
 
     default: Callable[[fx.Node, Mapping[Slot, fx.Node]], Rule | None]
@@ -57,6 +60,7 @@ class Op:
     at_zero: Callable[[Call], Tensor | None] | None = None
     non_negative: Callable[[fx.Node, bool], bool] = lambda node, inputs: False
     structural: bool = False
+    linear: bool = False
 
 
 _OPS: dict[Target, Op] = {}
@@ -178,3 +182,12 @@ class Call:
         if self.op.vjp is not None:
             return self.op.vjp(self, gradient)
         return pull_back(lambda *inputs: self.with_inputs(inputs).run(), *self.inputs)[1](gradient)
+
+    def jvp(self, tangents: Sequence[Tensor]) -> Any:
+        """The Jacobian-vector product: how the op's value changes, to first order, with its inputs along `tangents`."""
+
+        def run(*inputs: Tensor) -> Any:
+            value = self.with_inputs(inputs).run()
+            return tuple(value) if isinstance(value, list) else value
+
+        return torch.func.jvp(run, self.inputs, tuple(tangents))[1]

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from ..graph import unwrap
 from ..rules.defaults import gradient, passed
 from ..vocabulary import Call, register
+
+__all__ = ["thresholded_relu"]
 
 aten = torch.ops.aten
 
@@ -30,8 +32,22 @@ def _activation(
     )
 
 
-def _relu_vjp(call: Call, gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+def _relu_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     return (aten.threshold_backward(gradient, call.args[0].to(gradient.dtype), 0),)
+
+
+def thresholded_relu(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """A ReLU whose affine map was moved to behind it: it clips at the affine map's zero, and not at its own.
+
+    Parameters
+    ----------
+    x : Tensor
+        Shape (B, C, ...).
+    low, high : Tensor
+        Shapes that broadcast with x. Where the map's scale is positive, ``low`` is its zero and ``high`` infinite;
+        where it is negative, the other way round.
+    """
+    return x.clamp(low, high)
 
 
 def _clips_at_zero(node: fx.Node) -> bool:
@@ -40,6 +56,7 @@ def _clips_at_zero(node: fx.Node) -> bool:
 
 
 _activation(aten.relu.default, stand_in=nn.ReLU, non_negative=True, vjp=_relu_vjp)
+_activation(thresholded_relu, stand_in=nn.ReLU)
 _activation(aten.relu6.default, stand_in=nn.ReLU6, non_negative=True)
 _activation(aten.hardtanh.default, stand_in=nn.Hardtanh, non_negative=_clips_at_zero)
 _activation(aten.sigmoid.default, stand_in=nn.Sigmoid, non_negative=True)

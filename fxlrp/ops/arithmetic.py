@@ -68,6 +68,7 @@ register(
     aten.sum.dim_IntList,
     stand_in=lambda node: Sum(dim=unwrap(node)[1][1]),
     default=gradient,
+    linear=True,
     vjp=_reduction_vjp,
     non_negative=lambda node, inputs: inputs,
 )
@@ -145,6 +146,7 @@ register(
     aten.mean.dim,
     stand_in=_mean_stand_in,
     default=_mean,
+    linear=True,
     vjp=_mean_vjp,
     non_negative=lambda node, inputs: inputs,
 )
@@ -158,4 +160,5 @@ register(
     aten.upsample_trilinear3d.vec,
     aten.upsample_bicubic2d.vec,
     default=proportional,
+    linear=True,
 )

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph import unwrap
+from ..graph import name_of_target, unwrap
 from ..rules.defaults import gradient
-from ..vocabulary import Call, pull_back, register
+from ..vocabulary import Call, Target, lookup, pull_back, register
 
-__all__ = ["affine", "padded_convolution"]
+__all__ = ["CONVOLUTIONS", "LINEAR", "TRANSPOSED", "affine", "padded_convolution", "with_bias_map"]
 
 aten = torch.ops.aten
 _PARAMS = {"weight": 1, "bias": 2}
@@ -243,13 +243,25 @@ def _bias_map(call: Call) -> Tensor | None:
     return None if bias is None else _channels(bias, call.args[0].ndim)
 
 
-for _n, _targets, _transposed in (
-    (1, (aten.conv1d.default, aten.conv1d.padding), aten.conv_transpose1d.default),
-    (2, (aten.conv2d.default, aten.conv2d.padding), aten.conv_transpose2d.input),
-    (3, (aten.conv3d.default, aten.conv3d.padding), aten.conv_transpose3d.input),
-):
+CONVOLUTIONS: tuple[Target, ...] = (
+    aten.conv1d.default,
+    aten.conv1d.padding,
+    aten.conv2d.default,
+    aten.conv2d.padding,
+    aten.conv3d.default,
+    aten.conv3d.padding,
+    padded_convolution,
+)
+TRANSPOSED: tuple[Target, ...] = (
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+)
+LINEAR: tuple[Target, ...] = (aten.linear.default,)
+
+for _n in (1, 2, 3):
     register(
-        *_targets,
+        *CONVOLUTIONS[2 * _n - 2 : 2 * _n],
         params=_PARAMS,
         stand_in=_convolution_stand_in(_n),
         default=gradient,
@@ -257,7 +269,7 @@ for _n, _targets, _transposed in (
         at_zero=_bias_map,
     )
     register(
-        _transposed,
+        TRANSPOSED[_n - 1],
         params=_PARAMS,
         stand_in=_convolution_transpose_stand_in(_n),
         default=gradient,
@@ -273,3 +285,27 @@ register(
     vjp=_padded_convolution_vjp,
     at_zero=_bias_map,
 )
+
+
+def _with_bias_map(layer: Target) -> Target:
+    entry = lookup(layer)
+    assert entry is not None
+
+    def mapped(x: Tensor, weight: Tensor, bias: Tensor | None, *options: Any) -> Tensor:
+        value = layer(x, weight, None, *options)
+        return value if bias is None else value + bias
+
+    mapped.__name__ = f"{name_of_target(layer).removeprefix('aten.').replace('.', '_')}_with_bias_map"
+    register(
+        mapped,
+        params=_PARAMS,
+        stand_in=entry.stand_in,
+        default=gradient,
+        vjp=entry.vjp,
+        at_zero=lambda call: call.argument(2),
+    )
+    return mapped
+
+
+with_bias_map: dict[Target, Target] = {layer: _with_bias_map(layer) for layer in (*CONVOLUTIONS, *TRANSPOSED, *LINEAR)}
+"""For each linear layer, the same with a bias that is a feature map: of the value's shape, for one sample."""

@@ -15,12 +15,15 @@ from ..vocabulary import Call, register
 aten = torch.ops.aten
 
 
-def _pool(*targets: Any, stand_in: Callable[[fx.Node], nn.Module | None], vjp: Any = None) -> None:
+def _pool(
+    *targets: Any, stand_in: Callable[[fx.Node], nn.Module | None], vjp: Any = None, linear: bool = False
+) -> None:
     register(
         *targets,
         stand_in=stand_in,
         default=gradient,
         vjp=vjp,
+        linear=linear,
         non_negative=lambda node, inputs: inputs,
     )
 
@@ -72,9 +75,14 @@ _pool(aten.adaptive_max_pool1d.default, stand_in=_output_size(nn.AdaptiveMaxPool
 _pool(aten.adaptive_max_pool2d.default, stand_in=_output_size(nn.AdaptiveMaxPool2d))
 _pool(aten.adaptive_max_pool3d.default, stand_in=_output_size(nn.AdaptiveMaxPool3d))
 
-_pool(aten.avg_pool1d.default, stand_in=_window(nn.AvgPool1d))
-_pool(aten.avg_pool2d.default, stand_in=_window(nn.AvgPool2d), vjp=_avg_pool2d_vjp)
-_pool(aten.avg_pool3d.default, stand_in=_window(nn.AvgPool3d))
-_pool(aten.adaptive_avg_pool1d.default, stand_in=_output_size(nn.AdaptiveAvgPool1d))
-_pool(aten.adaptive_avg_pool2d.default, stand_in=_output_size(nn.AdaptiveAvgPool2d), vjp=_adaptive_avg_pool2d_vjp)
-_pool(aten.adaptive_avg_pool3d.default, stand_in=_output_size(nn.AdaptiveAvgPool3d))
+_pool(aten.avg_pool1d.default, stand_in=_window(nn.AvgPool1d), linear=True)
+_pool(aten.avg_pool2d.default, stand_in=_window(nn.AvgPool2d), vjp=_avg_pool2d_vjp, linear=True)
+_pool(aten.avg_pool3d.default, stand_in=_window(nn.AvgPool3d), linear=True)
+_pool(aten.adaptive_avg_pool1d.default, stand_in=_output_size(nn.AdaptiveAvgPool1d), linear=True)
+_pool(
+    aten.adaptive_avg_pool2d.default,
+    stand_in=_output_size(nn.AdaptiveAvgPool2d),
+    vjp=_adaptive_avg_pool2d_vjp,
+    linear=True,
+)
+_pool(aten.adaptive_avg_pool3d.default, stand_in=_output_size(nn.AdaptiveAvgPool3d), linear=True)

@@ -11,7 +11,7 @@ from ..graph import unwrap
 from ..rules.defaults import passed, transpose
 from ..vocabulary import Call, pull_back, register
 
-__all__ = ["dropped", "written"]
+__all__ = ["dropped", "flipped", "written"]
 
 aten = torch.ops.aten
 
@@ -24,6 +24,7 @@ def _structural(*targets: Any, inputs: tuple[int, ...] = (0,), vjp: Any = None, 
         vjp=vjp,
         non_negative=non_negative or (lambda node, inputs: inputs),
         structural=True,
+        linear=True,
     )
 
 
@@ -132,3 +133,11 @@ register(
     vjp=lambda call, gradient: (dropped(gradient, *call.args[1:]),),
     non_negative=lambda node, inputs: inputs,
 )
+
+
+def flipped(x: Tensor, signs: Tensor) -> Tensor:
+    """``x * signs``, by signs that belong to the model."""
+    return x * signs
+
+
+register(flipped, default=passed, vjp=lambda call, gradient: (gradient * call.args[1],))

@@ -3,13 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ..vocabulary import Call, Op, Slot
 
-__all__ = ["Gradient", "Pass", "Rule", "Transpose"]
+__all__ = ["Account", "Gradient", "Pass", "Rule", "Transpose", "total"]
+
+
+class Account(NamedTuple):
+    """Where the relevance of an op's value went, beside its inputs; each is a sum over all elements.
+
+    Attributes
+    ----------
+    bias : float
+        What constants of the model took: biases, padding, constant operands.
+    stabilizer : float
+        What the stabilizer took, the relevance of units that have nothing to share out included (0 / 0).
+    definition : float
+        What the rule drops (positive) or adds (negative) by its own definition.
+    """
+
+    bias: float = 0.0
+    stabilizer: float = 0.0
+    definition: float = 0.0
+
+
+def total(value: Any) -> float:
+    """The sum of a tensor's elements, or of those of several tensors (None counts as zero)."""
+    parts = value if isinstance(value, list | tuple) else [value]
+    return sum(float(part.sum()) for part in parts if part is not None)
 
 
 class Rule(nn.Module):
@@ -75,6 +100,19 @@ class Rule(nn.Module):
         """Relevance of each of ``call.inputs``; to be overridden."""
         raise NotImplementedError
 
+    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+        """What does not go to the inputs, and why, for the ledger (`fxlrp.audit`).
+
+        A rule says so by a formula of its own, that does not look at what `propagate` gives. Of one that has none, as
+        here, all that it does not hand on is by its definition.
+
+        Parameters
+        ----------
+        call, output, relevance
+            As for `propagate`; `output` is always given.
+        """
+        return Account(definition=total(relevance) - total(self.propagate(call, output, relevance)))
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
@@ -88,9 +126,24 @@ class Gradient(Rule):
         """The vector-Jacobian product of the op with the relevance."""
         return call.vjp(relevance)
 
+    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+        """Each unit's relevance is multiplied with the sum of its derivatives, ``(J 1)_k``; the rest is dropped."""
+        return Account(definition=_not_handed_on(call, relevance))
+
 
 class Transpose(Gradient):
     """The exact transpose of an op that moves values about: relevance goes back to where the values came from."""
+
+    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+        """What came from no input is a constant's."""
+        return Account(bias=_not_handed_on(call, relevance))
+
+
+def _not_handed_on(call: Call, relevance: Any) -> float:
+    reached = call.jvp([torch.ones_like(x) for x in call.inputs])
+    several = isinstance(relevance, list | tuple)
+    pairs = zip(relevance, reached, strict=True) if several else [(relevance, reached)]
+    return total([r * (1 - j.to(r.dtype)) for r, j in pairs if r is not None])
 
 
 class Pass(Rule):
@@ -98,3 +151,7 @@ class Pass(Rule):
 
     needs_output = False
     passes = True
+
+    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+        """All of it passes."""
+        return Account()

@@ -13,7 +13,8 @@ from zennit.core import BasicHook, ParamMod, zero_wrap
 from ..errors import RuleError
 from ..vocabulary import Call, Op, Slot, pull_back
 from . import probe
-from .base import Rule
+from .account import Evaluated, account_of
+from .base import Account, Rule
 from .stabilizer import quickened
 
 __all__ = ["BasicRule", "modified_params"]
@@ -182,6 +183,22 @@ class BasicRule(Rule):
             for slot in range(len(self.slots))
         ]
         return found
+
+    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+        """Every branch evaluated anew, without shortcuts: see `fxlrp.rules.account`."""
+        hook = self.hook
+        parts: list[Any] = [hook.input_modifiers, hook.param_modifiers, hook.output_modifiers]
+        branches = [
+            Evaluated(
+                call.with_inputs([at_input(x) for x in call.inputs]).with_params(
+                    self._modified(at_params, call.params)
+                ),
+                at_output,
+            )
+            for at_input, at_params, at_output in zip(*parts, strict=True)
+        ]
+        found = account_of(hook, branches, relevance)
+        return super().account(call, output, relevance) if found is None else found
 
     @staticmethod
     def _value(branch: _Branch, at: Call, output: Any) -> tuple[Tensor, Any]:

@@ -11,7 +11,7 @@ from zennit.core import stabilize
 from zennit.rules import Norm
 
 from ..vocabulary import Call, Slot, pull_back
-from .base import Gradient, Pass, Rule, Transpose
+from .base import Account, Gradient, Pass, Rule, Transpose, total
 from .basic import BasicRule
 
 __all__ = [
@@ -73,6 +73,10 @@ class Gate(Rule):
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         return [relevance.sum_to_size(x.shape) for x in call.inputs]
 
+    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+        """All of it goes on."""
+        return Account()
+
 
 class Half(Rule):
     """Product of two activations: half of the relevance to each factor (AttnLRP, arXiv 2402.05602, section 3.3)."""
@@ -81,6 +85,10 @@ class Half(Rule):
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         return [(relevance / len(call.slots)).sum_to_size(x.shape) for x in call.inputs]
+
+    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+        """All of it goes on."""
+        return Account()
 
 
 class Linearized(Rule):
@@ -102,6 +110,14 @@ class Linearized(Rule):
         (share,) = pull(relevance / stabilize(output.to(relevance.dtype), STABILIZER))
         return (x * share,)
 
+    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+        """The linear map's constant term and the stabilizer take their shares of each unit's denominator."""
+        (x,) = call.inputs
+        stable = stabilize(output, STABILIZER)
+        share = relevance / stable
+        constant = self.linearize(call)(torch.zeros_like(x))
+        return Account(bias=total(share * constant), stabilizer=total(share * (stable - output)))
+
 
 def softmax_relevance(x: Tensor, s: Tensor, relevance: Tensor, dim: int) -> Tensor:
     """AttnLRP's softmax rule: ``R_i = x_i (R_s,i - s_i sum_j R_s,j)`` (arXiv 2402.05602, proposition 3.1)."""
@@ -116,12 +132,28 @@ def matmul_relevance(a: Tensor, v: Tensor, o: Tensor, relevance: Tensor) -> tupl
     return a * share.matmul(v.mT), v * a.mT.matmul(share)
 
 
+def softmax_remainder(x: Tensor, s: Tensor, relevance: Tensor, dim: int) -> float:
+    """What the softmax rule does not hand on: ``sum_j R_s,j (1 - x_j + sum_i s_i x_i)``."""
+    x = torch.where(torch.isfinite(x), x, 0.0)
+    return total(relevance * (1 - x + (s * x).sum(dim, keepdim=True)))
+
+
+def matmul_remainder(o: Tensor, relevance: Tensor) -> float:
+    """What the stabilizer of the matmul rule takes."""
+    stable = stabilize(2 * o, STABILIZER)
+    return total(relevance / stable * (stable - 2 * o))
+
+
 class Softmax(Rule):
     """AttnLRP's first-order rule; its remainder does not conserve (arXiv 2402.05602, proposition 3.1)."""
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         x = call.args[0].to(relevance.dtype)
         return (softmax_relevance(x, output.to(relevance.dtype), relevance, call.args[1]),)
+
+    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+        """The remainder of the expansion."""
+        return Account(definition=softmax_remainder(call.args[0], output, relevance, call.args[1]))
 
 
 class Matmul(Rule):
@@ -132,25 +164,48 @@ class Matmul(Rule):
         of_a, of_v = matmul_relevance(a, v, output.to(relevance.dtype), relevance)
         return of_a.sum_to_size(a.shape), of_v.sum_to_size(v.shape)
 
+    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+        """The stabilizer's share."""
+        return Account(stabilizer=matmul_remainder(output, relevance))
+
 
 class Attention(Rule):
     """Scaled dot-product attention, as the softmax and the two matrix products that it is made of (AttnLRP)."""
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        q, k, v, scores, weights = self._parts(call, relevance)
+        of_weights, of_v = matmul_relevance(weights, v, output.to(relevance.dtype), relevance)
+        of_scores = softmax_relevance(scores, weights, of_weights, -1)
+        of_q, of_k_transposed = matmul_relevance(q, k.mT, scores, of_scores)
+        found = {0: of_q, 1: of_k_transposed.mT, 2: of_v}
+        return [found[position] for position, _ in call.slots]
+
+    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+        """The stabilizers of the two products, the softmax's remainder, and the half that a constant factor takes."""
+        _, _, v, scores, weights = self._parts(call, relevance)
+        of_weights, _ = matmul_relevance(weights, v, output, relevance)
+        of_scores = softmax_relevance(scores, weights, of_weights, -1)
+        of_factor = total(of_scores * scores / stabilize(2 * scores, STABILIZER))
+        halves = {0: of_factor, 1: of_factor, 2: total(relevance * output / stabilize(2 * output, STABILIZER))}
+        active = {position for position, _ in call.slots}
+        return Account(
+            bias=sum(half for position, half in halves.items() if position not in active),
+            stabilizer=matmul_remainder(output, relevance) + matmul_remainder(scores, of_scores),
+            definition=softmax_remainder(scores, weights, of_weights, -1),
+        )
+
+    @staticmethod
+    def _parts(call: Call, relevance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Queries (scaled), keys, values, their scores before the mask, and the attention weights."""
         q, k, v = (x.to(relevance.dtype) for x in call.args[:3])
         mask, causal = call.argument(3), call.argument(5, False)
         scale = call.kwargs.get("scale")
-        scale = q.shape[-1] ** -0.5 if scale is None else scale
-        scores = (q * scale).matmul(k.mT)
+        q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
+        scores = q.matmul(k.mT)
         logits = scores
         if causal:
             keep = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
             logits = logits.masked_fill(~keep, -torch.inf)
         if mask is not None:
             logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-        weights = logits.softmax(-1)
-        of_weights, of_v = matmul_relevance(weights, v, output.to(relevance.dtype), relevance)
-        of_scores = softmax_relevance(scores, weights, of_weights, -1)
-        of_q, of_k_transposed = matmul_relevance(q * scale, k.mT, scores, of_scores)
-        found = {0: of_q, 1: of_k_transposed.mT, 2: of_v}
-        return [found[position] for position, _ in call.slots]
+        return q, k, v, scores, logits.softmax(-1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import RuleError
 
-__all__ = ["is_identity", "is_zero", "keeps_params", "numbers", "reads_gradient"]
+__all__ = ["coefficients", "is_identity", "is_zero", "keeps_params", "numbers", "reads_gradient"]
 
 _SMALL = 8
 
@@ -83,3 +83,25 @@ def reads_gradient(
     # As above: a reducer that refuses these numbers is taken to read everything.
     except Exception:
         return True
+
+
+def coefficients(
+    reducer: Callable[[list[Tensor], list[Tensor]], Any], count: int
+) -> tuple[list[float], list[float]] | None:
+    """The a and b of a reducer ``sum_i a_i x_i g_i + b_i g_i`` of `count` branches; None if it is not of this form."""
+    zeros = [torch.zeros(1, dtype=torch.float64)] * count
+    ones = [torch.ones(1, dtype=torch.float64)] * count
+    numbers_at = lambda seed: torch.randn(64, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    try:
+        of_gradients, of_products = [], []
+        for i in range(count):
+            gradients = [ones[j] if j == i else zeros[j] for j in range(count)]
+            of_gradients.append(float(reducer(list(zeros), gradients)))
+            of_products.append(float(reducer(list(ones), gradients)) - of_gradients[-1])
+        inputs, gradients = ([numbers_at(shift + i) for i in range(count)] for shift in (0, count))
+        found = reducer(list(inputs), list(gradients))
+    # As above: of a reducer that refuses these numbers, nothing is known.
+    except Exception:
+        return None
+    expected = sum((a * x + b) * g for a, b, x, g in zip(of_products, of_gradients, inputs, gradients, strict=True))
+    return (of_products, of_gradients) if torch.allclose(found, torch.as_tensor(expected), rtol=1e-9) else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from zennit.core import Stabilizer
 
-__all__ = ["quickened"]
+__all__ = ["has_stabilizer", "quickened", "with_stabilizers"]
 
 
 def _quick(stabilizer: Stabilizer) -> Callable[[Tensor], Tensor]:
@@ -25,20 +25,33 @@ def _quick(stabilizer: Stabilizer) -> Callable[[Tensor], Tensor]:
 
 
 def quickened(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, its plain stabilizers replaced by quick ones.
+    """The same function, its plain stabilizers (that neither clip nor scale with the norm) replaced by quick ones."""
+    return with_stabilizers(function, lambda s: s if s.clip or s.norm_scale else _quick(s))
+
+
+def with_stabilizers(
+    function: Callable[..., Any], replacement: Callable[[Stabilizer], Callable[[Tensor], Tensor]]
+) -> Callable[..., Any]:
+    """The same function with other stabilizers.
 
     Parameters
     ----------
     function : callable
-        A rule's gradient mapper. Its stabilizers are looked for in its closure; one that clips, or scales with the
-        norm, stays.
+        A rule's gradient mapper. Its stabilizers are looked for in its closure.
+    replacement : callable
+        Gives, for a stabilizer, what takes its place.
     """
-    if not isinstance(function, types.FunctionType) or function.__closure__ is None:
+    if not has_stabilizer(function):
         return function
-    values = [cell.cell_contents for cell in function.__closure__]
-    plain = [type(value) is Stabilizer and not value.clip and not value.norm_scale for value in values]
+    assert isinstance(function, types.FunctionType)
     cells = tuple(
-        types.CellType(_quick(value)) if quick else cell
-        for cell, value, quick in zip(function.__closure__, values, plain, strict=True)
+        types.CellType(replacement(cell.cell_contents)) if type(cell.cell_contents) is Stabilizer else cell
+        for cell in function.__closure__ or ()
     )
     return types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
+
+
+def has_stabilizer(function: Callable[..., Any]) -> bool:
+    """Whether a function has a stabilizer of zennit's in its closure."""
+    cells = function.__closure__ or () if isinstance(function, types.FunctionType) else ()
+    return any(type(cell.cell_contents) is Stabilizer for cell in cells)

@@ -16,28 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import call, is_known, known, unwrap
-from ..ops.linear import affine, padded_convolution
+from ..graph import call, is_known, known, module_path, parameter_expressions, unpack, unwrap
+from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, affine
+from .report import Fold, mark
 
-__all__ = ["fold_batch_norms", "read_batch_norms_as_affine", "write_statistics_in_place"]
+__all__ = [
+    "fold_batch_norms",
+    "groups_of",
+    "read_batch_norms_as_affine",
+    "read_frozen_batch_norms_as_affine",
+    "scaled_weight",
+    "write_statistics_in_place",
+]
 
 aten = torch.ops.aten
 
 _EVAL = aten._native_batch_norm_legit_no_training.default
 _TRAIN = aten._native_batch_norm_legit_functional.default
 _NO_STATS = aten._native_batch_norm_legit.no_stats
-
-_CONVOLUTION = (
-    aten.conv1d.default,
-    aten.conv1d.padding,
-    aten.conv2d.default,
-    aten.conv2d.padding,
-    aten.conv3d.default,
-    aten.conv3d.padding,
-    padded_convolution,
-)
-_TRANSPOSED = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)
-_LINEAR = (aten.linear.default,)
 
 
 def batch_norm_affine(
@@ -113,7 +109,7 @@ def read_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
                 pair = call(node, batch_norm_affine, node.args[3], node.args[4], weight, bias, eps)
             else:
                 pair = call(node, batch_statistics_affine, x, weight, bias, eps)
-        scale, shift = _both(pair, f"{value.name}_scale", f"{value.name}_shift")
+        scale, shift = unpack(pair, f"{value.name}_scale", f"{value.name}_shift")
         with graph.inserting_after(shift):
             if node.target is _EVAL:
                 new = call(node, affine, x, scale, shift, name=value.name)
@@ -123,17 +119,39 @@ def read_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
         value.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
 
 
-def _both(pair: fx.Node, *names: str) -> list[fx.Node]:
-    """The two values of `pair`, under these names."""
-    found, last = [], pair
-    for index, name in enumerate(names):
-        with pair.graph.inserting_after(last):
-            last = call(pair, operator.getitem, pair, index, name=name)
-        found.append(last)
-    return found
+def read_frozen_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
+    """Read a product with a constant for each channel, and the sum with another one behind it, as one `affine`.
+
+    A frozen batch norm is written so. A product or a sum alone is not one.
+    """
+    parameters = parameter_expressions(graph_module.graph)
+    for node in list(graph_module.graph.nodes):
+        product, shift = _with_constant(node, aten.add.Tensor, parameters)
+        if product is None or len(product.users) > 1:
+            continue
+        x, scale = _with_constant(product, aten.mul.Tensor, parameters)
+        if x is None or x in parameters:
+            continue
+        with graph_module.graph.inserting_before(node):
+            scale, shift = (call(node, aten.reshape.default, constant, [-1]) for constant in (scale, shift))
+            node.replace_all_uses_with(call(node, affine, x, scale, shift, name=node.name))
 
 
-def _scaled_weight(weight: Tensor, scale: Tensor, groups: int, transposed: bool) -> Tensor:
+def _with_constant(node: fx.Node, target: Any, parameters: set[fx.Node]) -> tuple[Any, Any]:
+    """The operands of `node`, if it is a call of `target` with a value and a constant for each of its channels."""
+    if node.op != "call_function" or node.target is not target or node.kwargs:
+        return None, None
+    for x, other in (node.args, node.args[::-1]):
+        if isinstance(x, fx.Node) and isinstance(other, fx.Node) and other in parameters:
+            rank, shape = node.meta["val"].ndim, other.meta["val"].shape
+            shape = (*[1] * (rank - len(shape)), *shape)
+            if rank > 1 and all(n == 1 for d, n in enumerate(shape) if d != 1) and shape[1] == x.meta["val"].shape[1]:
+                return x, other
+    return None, None
+
+
+def scaled_weight(weight: Tensor, scale: Tensor, groups: int, transposed: bool) -> Tensor:
+    """A linear layer's weight with each output channel scaled."""
     if not transposed:
         return weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
     # (C_in, C_out / groups, ...): a group's output channels stand side by side in dimension 1.
@@ -158,16 +176,16 @@ def folded(
         Whether it is a transposed convolution, whose weight has its output channels in dimension 1.
     """
     new_bias = shift if bias is None else bias * scale + shift
-    return _scaled_weight(weight, scale, groups, transposed), new_bias
+    return scaled_weight(weight, scale, groups, transposed), new_bias
 
 
 def _foldable(node: fx.Node, parameters: set[fx.Node]) -> bool:
     """Whether `node` is a linear layer with constant weights and its output channels in dimension 1."""
     if node.op != "call_function" or is_known(node):
         return False
-    if node.target in _LINEAR and node.meta["val"].ndim != 2:
+    if node.target in LINEAR and node.meta["val"].ndim != 2:
         return False
-    return node.target in (*_CONVOLUTION, *_TRANSPOSED, *_LINEAR) and node.args[1] in parameters
+    return node.target in (*CONVOLUTIONS, *TRANSPOSED, *LINEAR) and node.args[1] in parameters
 
 
 def fold_batch_norms(graph_module: fx.GraphModule) -> None:
@@ -177,7 +195,7 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> None:
     it stays what it is, and is read as the folded layer's.
     """
     graph = graph_module.graph
-    parameters = _parameter_expressions(graph)
+    parameters = parameter_expressions(graph)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
@@ -185,12 +203,12 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> None:
         if target is not affine or not _foldable(args[0], parameters):
             continue
         layer, scale, shift = args
-        transposed = layer.target in _TRANSPOSED
-        groups = _groups(layer)
+        transposed = layer.target in TRANSPOSED
+        groups = groups_of(layer)
         bias = layer.args[2] if len(layer.args) > 2 else None
         with graph.inserting_before(node):
             pair = call(layer, folded, layer.args[1], bias, scale, shift, groups, transposed)
-        weight, bias = _both(pair, f"{layer.name}_weight", f"{layer.name}_bias")
+        weight, bias = unpack(pair, f"{layer.name}_weight", f"{layer.name}_bias")
         operands: list[Any] = [layer.args[0], weight, bias, *layer.args[3:]]
         with graph.inserting_before(node):
             if is_known(node) or len(layer.users) > 1:
@@ -200,24 +218,17 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> None:
                 new = call(layer, layer.target, *operands, name=layer.name)
         if new.args[0] is node:
             node.append(new)
+        name = module_path(node) or node.name
+        mark(new, layer, [Fold(name, module_path(layer) or layer.name, "linear -> BN (A.5)")])
         node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
 
 
-def _groups(layer: fx.Node) -> int:
+def groups_of(layer: fx.Node) -> int:
+    """The groups of a convolution, 1 of any other layer."""
+    target, args, _ = unwrap(layer)
     position = 6
-    if layer.target in _LINEAR or len(layer.args) <= position:
+    if target in LINEAR or len(args) <= position:
         return 1
-    groups = layer.args[position]
+    groups = args[position]
     assert isinstance(groups, int)
     return groups
-
-
-def _parameter_expressions(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that depend on no input."""
-    found: set[fx.Node] = set()
-    for node in graph.nodes:
-        if node.op == "get_attr" or (
-            node.op == "call_function" and node.all_input_nodes and all(n in found for n in node.all_input_nodes)
-        ):
-            found.add(node)
-    return found

@@ -1,0 +1,144 @@
+"""Canonization: rewrite a captured graph into a form that LRP can be applied to, without changing f(x).
+
+A pass is a function that edits a graph module in place. To add one: write it in a file of its own here, and name it in
+`passes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+
+from ..capture import Output, capture, snapshot
+from ..graph import drop_dead_code
+from .absorb import absorb_affine_maps
+from .batch_norm import (
+    fold_batch_norms,
+    read_batch_norms_as_affine,
+    read_frozen_batch_norms_as_affine,
+    write_statistics_in_place,
+)
+from .constants import fold_constants
+from .padding import join_padding_to_its_convolution
+from .report import Report, report
+from .simplify import read_copies_as_written, read_dropout_as_product, remove_no_ops
+
+__all__ = ["CanonicalModule", "canonize", "canonize_graph", "fold_constants", "passes"]
+
+Pass = Callable[[fx.GraphModule], None]
+
+
+def passes(*, threshold_relu: bool = True) -> tuple[Pass, ...]:
+    """The passes, in their order.
+
+    Parameters
+    ----------
+    threshold_relu : bool
+        As for `absorb_affine_maps`.
+    """
+    return (
+        remove_no_ops,
+        read_copies_as_written,
+        read_dropout_as_product,
+        join_padding_to_its_convolution,
+        write_statistics_in_place,
+        read_batch_norms_as_affine,
+        read_frozen_batch_norms_as_affine,
+        fold_batch_norms,
+        partial(absorb_affine_maps, threshold_relu=threshold_relu),
+    )
+
+
+def canonize_graph(graph_module: fx.GraphModule, *, threshold_relu: bool = True) -> fx.GraphModule:
+    """Run all passes on a captured graph, in place.
+
+    Parameters
+    ----------
+    graph_module : fx.GraphModule
+        As captured.
+    threshold_relu : bool
+        As for `absorb_affine_maps`.
+
+    Returns
+    -------
+    fx.GraphModule
+        The same object, recompiled.
+    """
+    for run in passes(threshold_relu=threshold_relu):
+        run(graph_module)
+        drop_dead_code(graph_module.graph)
+    graph_module.graph.lint()
+    graph_module.recompile()
+    return graph_module
+
+
+class CanonicalModule(fx.GraphModule):
+    """A model's canonical graph, as a module of the same function; made by `canonize`."""
+
+    @property
+    def report(self) -> Report:
+        """What became of each batch norm; printed, a table."""
+        return report(self.graph)
+
+
+def canonize(
+    model: nn.Module | ExportedProgram,
+    example_inputs: Tensor | tuple[Tensor, ...],
+    *,
+    threshold_relu: bool = True,
+    trainable: bool = False,
+    output: Output = None,
+) -> CanonicalModule:
+    """A model in the form that LRP is applied to: the same function, with batch norms folded into linear layers.
+
+    Parameters
+    ----------
+    model : nn.Module or torch.export.ExportedProgram
+        The model, which is not modified.
+    example_inputs : Tensor or tuple of Tensor
+        Inputs to capture it with. The batch size stays free where the model allows; the spatial size is fixed, because
+        behind padding a bias becomes a feature map of that size.
+    threshold_relu : bool
+        What to do with a batch norm that is followed by a ReLU and then a linear layer (DenseNet). True: the layer
+        takes it in, and the ReLU clips at a threshold. False: the batch norm stays, as a linear op.
+    trainable : bool
+        False: a snapshot, with folded weights as constants. True: the model's own parameters, and folded weights as
+        expressions of them.
+    output : str, int, callable or None
+        Which output, of a model that returns several, see `fxlrp.convert`.
+
+    Returns
+    -------
+    CanonicalModule
+        A `torch.fx.GraphModule` that takes the model's inputs and returns its output. ``print(canonical.report)`` tells
+        which batch norm went where, and which could not.
+
+    Raises
+    ------
+    CaptureError
+        If the model cannot be captured.
+
+    References
+    ----------
+    Pahde et al., Optimizing Explanations by Network Canonization and Hyperparameter Search, (A.1)-(A.26).
+
+    Examples
+    --------
+    >>> import torch, torchvision, fxlrp
+    >>> model = torchvision.models.densenet121().eval()
+    >>> canonical = fxlrp.canonize(model, torch.randn(2, 3, 64, 64))
+    >>> print(canonical.report)
+    """
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    if not trainable and not isinstance(model, ExportedProgram):
+        model = snapshot(model)
+    captured = capture(model, inputs, output)
+    canonical = CanonicalModule(captured.graph_module, captured.graph_module.graph, "Canonical")
+    canonize_graph(canonical, threshold_relu=threshold_relu)
+    if not trainable:
+        fold_constants(canonical)
+        canonical.recompile()
+    return canonical

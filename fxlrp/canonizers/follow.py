@@ -1,0 +1,366 @@
+"""Where an affine map goes: values behind it as ``scale * base + shift``, with a `base` that is free of the map.
+
+Which scale an element has is found by moving numbers instead of values: the ops behind the map are run, at this moment,
+on the numbers of its channels. So an op needs no entry of its own here: it has to be linear. Max pooling and ReLU are
+the two others that a map can be moved through.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.node import map_aggregate
+
+from ..graph import call, constant, is_known, module_path, parameter_expressions, unpack, unwrap
+from ..ops.activation import thresholded_relu
+from ..ops.linear import affine
+from ..ops.structure import flipped
+from ..vocabulary import Op, Slot, lookup, slots_of
+
+__all__ = ["Follower", "Scaled", "spread", "whole"]
+
+aten = torch.ops.aten
+
+_MAX_POOLS = (
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool3d.default,
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+)
+_PAD_VALUE: dict[Any, int] = {aten.pad.default: 3, aten.constant_pad_nd.default: 2}
+"""Where the value stands that an op pads with."""
+
+NONE = -1
+"""The number of an element at which `base` is zero: padding."""
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A value v of one sample as ``scales[index] * base + shift``, where `base` is free of affine maps.
+
+    Attributes
+    ----------
+    base : fx.Node
+        A value of v's shape.
+    scales : fx.Node
+        Shape (N,).
+    index : Tensor
+        Of v's shape for one sample: the number of each element's scale, -1 where `base` is zero.
+    shift : fx.Node
+        Of a shape that broadcasts to v's for one sample.
+    probe : Tensor
+        What `shift` is for random parameters: it is constant where `shift` is, whatever the parameters.
+    maps : tuple of str
+        The module paths of the affine maps.
+    constant : bool
+        Whether the maps depend on parameters alone, and not on a batch's statistics.
+    thresholded : bool
+        Whether a ReLU lies between.
+    """
+
+    base: fx.Node
+    scales: fx.Node
+    index: Tensor
+    shift: fx.Node
+    probe: Tensor
+    maps: tuple[str, ...]
+    constant: bool
+    thresholded: bool
+
+    def channels(self, dim: int) -> Tensor | None:
+        """The number of the scale of each channel along `dim`; None if a channel's elements have several."""
+        rows = self.index.movedim(dim, -1).flatten(0, -2)
+        largest = rows.amax(0)
+        return largest if bool(((rows == largest) | (rows == NONE)).all()) else None
+
+
+def spread(scales: Tensor, index: Tensor, otherwise: float) -> Tensor:
+    """The scale of each element: ``scales[index]``, and `otherwise` where the index is -1."""
+    return torch.cat([scales, scales.new_full((1,), otherwise)])[index]
+
+
+def whole(shift: Tensor, shape: Sequence[int]) -> Tensor:
+    """A shift, spelled out for every element."""
+    return shift.expand(shape).contiguous()
+
+
+def join(*scales: Tensor) -> Tensor:
+    """Several vectors of scales as one, with 1 as the last: the scale of a value that no affine map made."""
+    return torch.cat([*scales, scales[0].new_ones(1)])
+
+
+def chain(scale: Tensor, shift: Tensor, scales: Tensor, index: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
+    """Scales and shift of an affine map behind another one."""
+    per_channel = (-1, *(1,) * (before.ndim - 2))
+    return scale * spread(scales, index, 0.0), scale.reshape(per_channel) * before + shift.reshape(per_channel)
+
+
+def signs(scale: Tensor) -> Tensor:
+    """1 where a scale is not negative, else -1."""
+    return torch.where(scale < 0, -1.0, 1.0).to(scale)
+
+
+def thresholds(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Bounds of `thresholded_relu` for ``relu(scale * x + shift)``, and the shift that is left behind it.
+
+    ``relu(scale * x + shift) = scale * clamp(x, low, high) + shift'``: where the scale is positive, ``low`` is the
+    map's zero ``-shift / scale``; where it is negative, ``high`` is. Where it is zero (or so small that it changes
+    nothing) the value is ``relu(shift)``, and nothing is clipped.
+    """
+    tiny = torch.finfo(scale.dtype).eps ** 2
+    none = scale.abs() <= tiny * shift.abs()
+    zero = -shift / torch.where(none, torch.ones_like(scale), scale)
+    low = torch.where(~none & (scale > 0), zero, -torch.inf)
+    high = torch.where(~none & (scale < 0), zero, torch.inf)
+    return low, high, torch.where(none, shift.relu(), shift)
+
+
+class Follower:
+    def __init__(self, graph_module: fx.GraphModule, threshold_relu: bool) -> None:
+        self._module, self.graph = graph_module, graph_module.graph
+        self._threshold_relu = threshold_relu
+        self.parameters = parameter_expressions(self.graph)
+        self.found: dict[fx.Node, Scaled] = {}
+        inputs = [n.meta["val"] for n in self.graph.nodes if n.op == "placeholder"]
+        sizes = [x.shape[0] for x in inputs if isinstance(x, Tensor) and x.ndim]
+        self._batch = {s for size in sizes if isinstance(size, torch.SymInt) for s in size.node.expr.free_symbols}
+        self._random = torch.Generator().manual_seed(0)
+
+    def follow(self, node: fx.Node) -> None:
+        """Find out how the value of `node` is made up."""
+        found = self._found(node, unwrap(node)[0])
+        if found is not None:
+            self.found[node] = found
+
+    def _found(self, node: fx.Node, target: Any) -> Scaled | None:
+        if target is affine:
+            return self._start(node)
+        with self.graph.inserting_before(node):
+            if target is aten.relu.default:
+                return self._relu(node)
+            if target in _MAX_POOLS:
+                return self._max_pool(node)
+            item: Any = None
+            if target is operator.getitem:
+                (node, item), _ = unwrap(node)[1:]
+                target = unwrap(node)[0]
+            op = lookup(target)
+            return self._linear(node, op, item) if op is not None and op.linear and not is_known(node) else None
+
+    def _start(self, node: fx.Node) -> Scaled | None:
+        x, scale, shift = unwrap(node)[1]
+        shape = self.one_sample(node)
+        if shape is None:
+            return None
+        path = (module_path(node) or node.name,)
+        count, per_channel = shape[1], (-1, *(1,) * (len(shape) - 2))
+        index = torch.arange(count).reshape(per_channel).expand(shape)
+        draw = lambda: torch.randn(count, generator=self._random, dtype=torch.float64).reshape(1, *per_channel)
+        constant, probe = {scale, shift} <= self.parameters, draw()
+        # Behind the map itself: a known value comes after the value that it is.
+        with self.graph.inserting_before(node.next):
+            before = self.found.get(x)
+            channels = before.channels(1) if before is not None else None
+            if before is None or channels is None:
+                spot = call(node, aten.reshape.default, shift, [1, *per_channel], name=f"{node.name}_shift_map")
+                return Scaled(x, scale, index, spot, probe, path, constant, False)
+            pair = call(node, chain, scale, shift, before.scales, self.constant(node, channels), before.shift)
+            scales, spot = unpack(pair, f"{node.name}_scales", f"{node.name}_shift_map")
+            probe, maps = draw() * before.probe + probe, (*before.maps, *path)
+            return replace(
+                before,
+                scales=scales,
+                index=index,
+                shift=spot,
+                probe=probe,
+                maps=maps,
+                constant=constant and before.constant,
+            )
+
+    def _relu(self, node: fx.Node) -> Scaled | None:
+        """``relu(scale * base + shift)`` as a thresholded ReLU with the same map behind it."""
+        before = self.found.get(unwrap(node)[1][0])
+        if before is None or not self._threshold_relu:
+            return None
+        index = _compact(before.index)
+        scale = call(node, spread, before.scales, self.constant(node, index), 0.0)
+        found = call(node, thresholds, scale, before.shift)
+        low, high, shift = unpack(found, f"{node.name}_low", f"{node.name}_high", f"{node.name}_shift_map")
+        base = call(node, thresholded_relu, before.base, low, high, name=node.name)
+        probe = torch.where(index == NONE, before.probe.relu(), before.probe)
+        return self._compacted(node, replace(before, base=base, shift=shift, probe=probe, thresholded=True))
+
+    def _max_pool(self, node: fx.Node) -> Scaled | None:
+        """A maximum commutes with a map of a positive scale; of a negative one, once the signs are flipped."""
+        before = self.found.get(unwrap(node)[1][0])
+        channels = before.channels(1) if before is not None else None
+        shape = self.one_sample(node)
+        if before is None or channels is None or shape is None or bool((before.index == NONE).any()):
+            return None
+        target, (_, *options), _ = unwrap(node)
+        pool = lambda x: target(x, *options)
+        probe = pool(before.probe.expand(before.index.shape))
+        if not torch.equal(probe, -pool(-before.probe.expand(before.index.shape))):
+            return None
+        per_channel = [1, -1, *[1] * (len(shape) - 2)]
+        scale = call(node, spread, before.scales, self.constant(node, channels), 1.0)
+        sign = call(node, aten.reshape.default, call(node, signs, scale), per_channel)
+        pooled = call(node, target, call(node, flipped, before.base, sign), *options, name=node.name)
+        base = call(node, flipped, pooled, sign)
+        spot = call(node, whole, before.shift, list(before.index.shape))
+        shift = call(node, target, spot, *options)
+        index = channels.reshape(per_channel).expand(shape)
+        return self._compacted(node, replace(before, base=base, index=index, shift=shift, probe=probe))
+
+    def _linear(self, node: fx.Node, op: Op, item: int | None) -> Scaled | None:
+        """The value of a linear op (or its item `item`) of which each element comes from elements of one scale."""
+        target = unwrap(node)[0]
+        slots = slots_of(node, op, lambda operand: isinstance(operand.meta["val"], Tensor))
+        parts = [self.found.get(operand) for operand in slots.values()]
+        found = [part for part in parts if part is not None]
+        sizes = [self.one_sample(operand) for operand in slots.values()]
+        shapes = [size for size in sizes if size is not None]
+        settings = self._settings(node, slots)
+        several = item is None and not isinstance(node.meta["val"], Tensor)
+        if not found or settings is None or several or len(shapes) < len(slots):
+            return None
+        numbers, constants = settings
+
+        def run(*inputs: Tensor) -> Tensor:
+            args, kwargs = _filled(node, slots, inputs, numbers | constants)
+            return _item(target(*args, **kwargs), item)
+
+        nothing = run(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+        padded = bool(nothing.any())
+        index = _moved(lambda *inputs: run(*inputs) - nothing, _numbered(parts, shapes))
+        if index is None or (padded and target not in _PAD_VALUE):
+            return None
+        scales = found[0].scales if len(parts) == 1 else call(node, join, *(part.scales for part in found))
+        spots, probes = [], []
+        for part, shape in zip(parts, shapes, strict=True):
+            if part is None:
+                spots.append(call(node, aten.new_zeros.default, found[0].scales, shape))
+                probes.append(torch.zeros(shape, dtype=torch.float64))
+            else:
+                spots.append(call(node, whole, part.shift, shape))
+                probes.append(whole(part.probe, shape))
+        args, kwargs = _filled(node, slots, spots, numbers)
+        shift = call(node, target, *args, **kwargs)
+        bases = [operand if p is None else p.base for p, operand in zip(parts, slots.values(), strict=True)]
+        args, kwargs = _filled(node, slots, bases, {})
+        if padded:
+            # What is padded with goes into the shift; as a rescaled padding it would be divided by a scale of zero.
+            args = args[: _PAD_VALUE[target]]
+        base = call(node, target, *args, **kwargs, name=node.name)
+        if item is not None:
+            shift, base = (call(node, operator.getitem, value, item) for value in (shift, base))
+        maps = tuple(dict.fromkeys(path for part in found for path in part.maps))
+        constant, thresholded = all(part.constant for part in found), any(part.thresholded for part in found)
+        return self._compacted(
+            node, Scaled(base, scales, index, shift, run(*probes), maps, constant, thresholded), item=item
+        )
+
+    def one_sample(self, node: fx.Node) -> list[int] | None:
+        """A value's shape for one sample; None if it has other sizes that vary."""
+        found = [self._number(size) for size in node.meta["val"].shape]
+        sizes = [size for size in found if size is not None]
+        return sizes if len(sizes) == len(found) else None
+
+    def _number(self, value: Any) -> Any:
+        """A number for one sample, None if it depends on anything else."""
+        if not isinstance(value, torch.SymInt):
+            return value
+        value = value.node.expr.subs(dict.fromkeys(self._batch, 1))
+        return None if value.free_symbols else int(value)
+
+    def _settings(
+        self, node: fx.Node, slots: Mapping[Slot, fx.Node]
+    ) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]] | None:
+        """The other operands of `node`: numbers for one sample, and constant tensors; None if there are others."""
+        numbers: dict[fx.Node, Any] = {}
+        constants: dict[fx.Node, Any] = {}
+        for operand in set(node.all_input_nodes) - set(slots.values()):
+            value = operand.meta["val"]
+            if not isinstance(value, Tensor) and (number := self._number(value)) is not None:
+                numbers[operand] = number
+            elif operand.op == "get_attr":
+                constants[operand] = operator.attrgetter(str(operand.target))(self._module)
+            else:
+                return None
+        return numbers, constants
+
+    def constant(self, node: fx.Node, value: Tensor) -> fx.Node:
+        return constant(self._module, node, value, f"{node.name}_index")
+
+    def _compacted(self, node: fx.Node, found: Scaled, item: int | None = None) -> Scaled | None:
+        """The same with the shift of one element along each dimension where it is constant."""
+        probe, shift = found.probe, found.shift
+        for dim in range(shift.meta["val"].ndim):
+            first = probe.narrow(dim, 0, 1)
+            if probe.shape[dim] > 1 and torch.allclose(probe, first.expand_as(probe), rtol=1e-12, atol=1e-12):
+                probe = first
+            if probe.shape[dim] == 1 and shift.meta["val"].shape[dim] != 1:
+                shift = call(node, aten.slice.Tensor, shift, dim, 0, 1)
+        sizes = (node.meta["val"] if item is None else node.meta["val"][item]).shape
+        fits = all(one == 1 or isinstance(size, int) for one, size in zip(probe.shape, sizes, strict=True))
+        return replace(found, shift=shift, probe=probe) if fits else None
+
+
+def _item(value: Any, item: int | None) -> Any:
+    return value if item is None else value[item]
+
+
+def _filled(
+    node: fx.Node, slots: Mapping[Slot, fx.Node], values: Sequence[Any], others: Mapping[fx.Node, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of `node` with other values in its slots, and in the place of other nodes."""
+    args: list[Any] = [list(a) if isinstance(a, list | tuple) else a for a in node.args]
+    for (position, index), value in zip(slots, values, strict=True):
+        if index is None:
+            args[position] = value
+        else:
+            args[position][index] = value
+    replaced = lambda argument: map_aggregate(argument, lambda a: others.get(a, a) if isinstance(a, fx.Node) else a)
+    return tuple(replaced(args)), dict(replaced(node.kwargs))
+
+
+def _numbered(parts: Sequence[Scaled | None], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The numbers of the parts' scales once they are joined; those of a part without any are the last."""
+    found, count = [], 0
+    for part in parts:
+        if part is not None:
+            found.append(torch.where(part.index == NONE, NONE, part.index + count))
+            count += int(part.scales.meta["val"].shape[0])
+    each = iter(found)
+    return [
+        torch.full(tuple(shape), count) if part is None else next(each)
+        for part, shape in zip(parts, shapes, strict=True)
+    ]
+
+
+def _moved(run: Callable[..., Tensor], numbers: Sequence[Tensor]) -> Tensor | None:
+    """The numbers of a linear op's elements; None if one is made of elements of several numbers."""
+    there = [(n != NONE).double() for n in numbers]
+    weight = run(*there)
+    first = run(*(w * n for w, n in zip(there, numbers, strict=True)))
+    second = run(*(w * n * n for w, n in zip(there, numbers, strict=True)))
+    empty = weight.abs() < 1e-9
+    mean = torch.where(empty, 0.0, first / torch.where(empty, 1.0, weight)).round()
+    close = lambda a, b: torch.isclose(a, b, rtol=1e-9, atol=1e-6)
+    same = close(first, weight * mean) & close(second, weight * mean * mean)
+    return torch.where(empty, NONE, mean.long()) if bool(same.all()) else None
+
+
+def _compact(value: Tensor) -> Tensor:
+    """One element along each dimension where `value` is constant."""
+    for dim in range(value.ndim):
+        first = value.narrow(dim, 0, 1)
+        value = first if bool((value == first).all()) else value
+    return value

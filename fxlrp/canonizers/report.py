@@ -1,0 +1,116 @@
+"""What canonization did with each batch norm, read off the canonical graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import fx
+
+from ..graph import module_path, unwrap, where
+from ..ops.linear import affine, with_bias_map
+from ..vocabulary import lookup
+
+__all__ = ["Fold", "Kept", "Report", "mark", "report"]
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A batch norm that became a part of a linear layer.
+
+    Attributes
+    ----------
+    batch_norm, into : str
+        Module paths.
+    how : str
+        Which way, with the equation's number in Pahde et al.
+    """
+
+    batch_norm: str
+    into: str
+    how: str
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A batch norm that stays an op of its own.
+
+    Attributes
+    ----------
+    batch_norm : str
+        Its module path.
+    why : tuple of str
+        For each reader that could not take it in: what it is, and where.
+    """
+
+    batch_norm: str
+    why: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a model's batch norms; printed, it is a table.
+
+    Attributes
+    ----------
+    folded : tuple of Fold
+        One for each layer that took one in: a batch norm with several readers may be there several times.
+    kept : tuple of Kept
+        Those that have readers which cannot take them in. They are linear ops, with a rule of their own.
+    """
+
+    folded: tuple[Fold, ...]
+    kept: tuple[Kept, ...]
+
+    def __str__(self) -> str:
+        rows = [(f.batch_norm, f.into, f.how) for f in self.folded]
+        rows += [(k.batch_norm, "kept", f"read by {why}") for k in self.kept for why in k.why]
+        if not rows:
+            return "no batch norms"
+        head = ("batch norm", "folded into", "how")
+        widths = [max(len(row[column]) for row in (head, *rows)) for column in (0, 1)]
+        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in (head, *rows)]
+        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def mark(new: fx.Node, old: fx.Node, folds: Iterable[Fold]) -> None:
+    """Note that `new`, which takes the place of the layer `old`, has taken in these batch norms."""
+    new.meta["folds"] = (*old.meta.get("folds", ()), *folds)
+
+
+def report(graph: fx.Graph) -> Report:
+    """What became of the batch norms of a canonical graph."""
+    folded = [fold for node in graph.nodes for fold in node.meta.get("folds", ())]
+    kept = [
+        Kept(module_path(node) or node.name, tuple(_readers(node)))
+        for node in graph.nodes
+        if node.op == "call_function" and unwrap(node)[0] is affine
+    ]
+    return Report(tuple(folded), tuple(kept))
+
+
+_CROSSED = torch.ops.aten.relu.default
+
+
+def _readers(affine_map: fx.Node) -> list[str]:
+    """The readers of an affine map, through ops that it could be moved through, that do not take it in."""
+    found: dict[fx.Node, str] = {}
+    seen, todo = set(), list(affine_map.users)
+    while todo:
+        node = todo.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        target = unwrap(node)[0] if node.op == "call_function" else None
+        op = lookup(target) if target is not None else None
+        if node.op == "output":
+            found[node] = "the model's output"
+        elif target in with_bias_map:
+            found[node] = f"{where(node)}, whose input channels have no single scale each, or lie behind a ReLU"
+        elif target in (_CROSSED, operator.getitem) or (op is not None and op.linear):
+            todo.extend(node.users)
+        else:
+            found[node] = where(node)
+    return list(found.values())
