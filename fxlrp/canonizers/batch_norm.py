@@ -180,12 +180,13 @@ def folded(
 
 
 def _foldable(node: fx.Node, parameters: set[fx.Node]) -> bool:
-    """Whether `node` is a linear layer with constant weights and its output channels in dimension 1."""
-    if node.op != "call_function" or is_known(node):
+    """Whether `node` is a linear layer with its output channels in dimension 1, whose weights are no activations."""
+    if node.op != "call_function":
         return False
-    if node.target in LINEAR and node.meta["val"].ndim != 2:
+    target, args, _ = unwrap(node)
+    if target in LINEAR and node.meta["val"].ndim != 2:
         return False
-    return node.target in (*CONVOLUTIONS, *TRANSPOSED, *LINEAR) and node.args[1] in parameters
+    return target in (*CONVOLUTIONS, *TRANSPOSED, *LINEAR) and (is_known(node) or args[1] in parameters)
 
 
 def fold_batch_norms(graph_module: fx.GraphModule) -> None:
@@ -203,21 +204,19 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> None:
         if target is not affine or not _foldable(args[0], parameters):
             continue
         layer, scale, shift = args
-        transposed = layer.target in TRANSPOSED
-        groups = groups_of(layer)
-        bias = layer.args[2] if len(layer.args) > 2 else None
+        target, operands, _ = unwrap(layer)
+        x, weight, bias, *options = (*operands, *(None,) * (3 - len(operands)))
         with graph.inserting_before(node):
-            pair = call(layer, folded, layer.args[1], bias, scale, shift, groups, transposed)
-        weight, bias = unpack(pair, f"{layer.name}_weight", f"{layer.name}_bias")
-        operands: list[Any] = [layer.args[0], weight, bias, *layer.args[3:]]
-        with graph.inserting_before(node):
-            if is_known(node) or len(layer.users) > 1:
-                new = call(layer, known, node.args[0] if is_known(node) else node, *operands, name=layer.name)
-                new.meta["stands_for"] = layer.target
+            pair = call(layer, folded, weight, bias, scale, shift, groups_of(layer), target in TRANSPOSED)
+        new_weight, new_bias = unpack(pair, f"{layer.name}_weight", f"{layer.name}_bias")
+        with graph.inserting_before(node.next):
+            if is_known(node) or is_known(layer) or len(layer.users) > 1:
+                value = node.args[0] if is_known(node) else node
+                new = call(layer, known, value, x, new_weight, new_bias, *options, name=layer.name)
+                new.meta["stands_for"] = target
             else:
-                new = call(layer, layer.target, *operands, name=layer.name)
-        if new.args[0] is node:
-            node.append(new)
+                new = call(layer, target, x, new_weight, new_bias, *options, name=layer.name)
+                parameters.add(new_weight)
         name = module_path(node) or node.name
         mark(new, layer, [Fold(name, module_path(layer) or layer.name, "linear -> BN (A.5)")])
         node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)

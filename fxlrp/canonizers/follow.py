@@ -142,17 +142,21 @@ class Follower:
     def _found(self, node: fx.Node, target: Any) -> Scaled | None:
         if target is affine:
             return self._start(node)
+        source, item = node, None
+        if target is operator.getitem:
+            source, item = unwrap(node)[1]
+            target = unwrap(source)[0]
+        elif not isinstance(node.meta.get("val"), Tensor):
+            return None  # Each of its items is looked at.
+        op = lookup(target)
+        if op is None or is_known(source):
+            return None
         with self.graph.inserting_before(node):
             if target is aten.relu.default:
                 return self._relu(node)
             if target in _MAX_POOLS:
-                return self._max_pool(node)
-            item: Any = None
-            if target is operator.getitem:
-                (node, item), _ = unwrap(node)[1:]
-                target = unwrap(node)[0]
-            op = lookup(target)
-            return self._linear(node, op, item) if op is not None and op.linear and not is_known(node) else None
+                return self._max_pool(source, item) if not item else None
+            return self._linear(source, op, item) if op.linear else None
 
     def _start(self, node: fx.Node) -> Scaled | None:
         x, scale, shift = unwrap(node)[1]
@@ -197,27 +201,31 @@ class Follower:
         probe = torch.where(index == NONE, before.probe.relu(), before.probe)
         return self._compacted(node, replace(before, base=base, shift=shift, probe=probe, thresholded=True))
 
-    def _max_pool(self, node: fx.Node) -> Scaled | None:
+    def _max_pool(self, node: fx.Node, item: int | None) -> Scaled | None:
         """A maximum commutes with a map of a positive scale; of a negative one, once the signs are flipped."""
-        before = self.found.get(unwrap(node)[1][0])
+        target, (x, *options), _ = unwrap(node)
+        before = self.found.get(x)
         channels = before.channels(1) if before is not None else None
-        shape = self.one_sample(node)
-        if before is None or channels is None or shape is None or bool((before.index == NONE).any()):
+        if before is None or channels is None or bool((before.index == NONE).any()):
             return None
-        target, (_, *options), _ = unwrap(node)
-        pool = lambda x: target(x, *options)
-        probe = pool(before.probe.expand(before.index.shape))
-        if not torch.equal(probe, -pool(-before.probe.expand(before.index.shape))):
+        pool = lambda x: _item(target(x, *options), item)
+        shifts = whole(before.probe, before.index.shape)
+        probe = pool(shifts)
+        if not torch.equal(probe, -pool(-shifts)):
             return None
-        per_channel = [1, -1, *[1] * (len(shape) - 2)]
+        per_channel = [1, -1, *[1] * (probe.ndim - 2)]
         scale = call(node, spread, before.scales, self.constant(node, channels), 1.0)
         sign = call(node, aten.reshape.default, call(node, signs, scale), per_channel)
-        pooled = call(node, target, call(node, flipped, before.base, sign), *options, name=node.name)
+        pooled = self._called(node, item, call(node, flipped, before.base, sign), *options)
+        shift = self._called(node, item, call(node, whole, before.shift, list(before.index.shape)), *options)
+        index = channels.reshape(per_channel).expand(probe.shape)
         base = call(node, flipped, pooled, sign)
-        spot = call(node, whole, before.shift, list(before.index.shape))
-        shift = call(node, target, spot, *options)
-        index = channels.reshape(per_channel).expand(shape)
-        return self._compacted(node, replace(before, base=base, index=index, shift=shift, probe=probe))
+        return self._compacted(node, replace(before, base=base, index=index, shift=shift, probe=probe), item=item)
+
+    def _called(self, node: fx.Node, item: int | None, *args: Any, **kwargs: Any) -> fx.Node:
+        """The op of `node` with other arguments (or an item of what it gives)."""
+        value = call(node, unwrap(node)[0], *args, name=node.name, **kwargs)
+        return value if item is None else call(node, operator.getitem, value, item)
 
     def _linear(self, node: fx.Node, op: Op, item: int | None) -> Scaled | None:
         """The value of a linear op (or its item `item`) of which each element comes from elements of one scale."""
@@ -228,8 +236,7 @@ class Follower:
         sizes = [self.one_sample(operand) for operand in slots.values()]
         shapes = [size for size in sizes if size is not None]
         settings = self._settings(node, slots)
-        several = item is None and not isinstance(node.meta["val"], Tensor)
-        if not found or settings is None or several or len(shapes) < len(slots):
+        if not found or settings is None or len(shapes) < len(slots):
             return None
         numbers, constants = settings
 
@@ -252,15 +259,13 @@ class Follower:
                 spots.append(call(node, whole, part.shift, shape))
                 probes.append(whole(part.probe, shape))
         args, kwargs = _filled(node, slots, spots, numbers)
-        shift = call(node, target, *args, **kwargs)
+        shift = self._called(node, item, *args, **kwargs)
         bases = [operand if p is None else p.base for p, operand in zip(parts, slots.values(), strict=True)]
         args, kwargs = _filled(node, slots, bases, {})
         if padded:
             # What is padded with goes into the shift; as a rescaled padding it would be divided by a scale of zero.
             args = args[: _PAD_VALUE[target]]
-        base = call(node, target, *args, **kwargs, name=node.name)
-        if item is not None:
-            shift, base = (call(node, operator.getitem, value, item) for value in (shift, base))
+        base = self._called(node, item, *args, **kwargs)
         maps = tuple(dict.fromkeys(path for part in found for path in part.maps))
         constant, thresholded = all(part.constant for part in found), any(part.thresholded for part in found)
         return self._compacted(

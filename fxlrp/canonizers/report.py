@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import fx
 
-from ..graph import module_path, unwrap, where
+from ..graph import is_known, module_path, unwrap, where
 from ..ops.linear import affine, with_bias_map
 from ..vocabulary import lookup
 
@@ -86,9 +86,14 @@ def report(graph: fx.Graph) -> Report:
     kept = [
         Kept(module_path(node) or node.name, tuple(_readers(node)))
         for node in graph.nodes
-        if node.op == "call_function" and unwrap(node)[0] is affine
+        if node.op == "call_function" and unwrap(node)[0] is affine and _is_read(node)
     ]
     return Report(tuple(folded), tuple(kept))
+
+
+def _is_read(node: fx.Node) -> bool:
+    """Whether `node` is more than the value of a layer that it was folded into."""
+    return any(not is_known(user) or node in user.args[1:] for user in node.users)
 
 
 _CROSSED = torch.ops.aten.relu.default
@@ -113,4 +118,4 @@ def _readers(affine_map: fx.Node) -> list[str]:
             todo.extend(node.users)
         else:
             found[node] = where(node)
-    return list(found.values())
+    return [found[node] for node in affine_map.graph.nodes if node in found]
