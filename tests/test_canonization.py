@@ -437,7 +437,11 @@ def test_gradients_through_absorbed_batch_norms(mode):
     twin = fxlrp.convert(model, "epsilon_plus", trainable=True)
     weights = rand(3, 3, 5, 5)
     parameters = list(model.parameters())
-    for automatic, numeric in directional_derivatives(lambda: (twin(x, 1).relevance * weights).sum(), parameters):
+
+    def function():
+        return (twin(x, 1).relevance * weights).sum()
+
+    for automatic, numeric in directional_derivatives(function, parameters):
         assert automatic == pytest.approx(numeric, rel=1e-4, abs=1e-7)
 
 

@@ -95,6 +95,7 @@ _structural(
     aten.channel_shuffle.default,
     aten.diagonal.default,
     aten.index_select.default,
+    aten.index.Tensor,
     aten._to_copy.default,
     aten.to.dtype,
     aten.to.dtype_layout,
