@@ -49,7 +49,7 @@ class Op:
     structural : bool
         Whether the op only moves values about. Relevance moves back with them, whatever the composite says.
     linear : bool
-        Whether the op is linear in its inputs: a canonizer may then move a factor that they share to behind it.
+        Whether the op is linear in its inputs, up to a constant: a factor that they share may be moved to behind it.
     """
 
     default: Callable[[fx.Node, Mapping[Slot, fx.Node]], Rule | None]

@@ -39,6 +39,7 @@ register(
     stand_in=lambda node: Sum(),
     default=gradient,
     vjp=_sum_vjp(1),
+    linear=True,
     non_negative=lambda node, inputs: inputs and _reads_only_tensors(node),
 )
 register(
@@ -48,8 +49,11 @@ register(
     stand_in=lambda node: Sum(),
     default=gradient,
     vjp=_sum_vjp(-1),
+    linear=True,
 )
-register(aten.rsub.Tensor, aten.rsub.Scalar, inputs=(0, 1), stand_in=lambda node: Sum(), default=gradient)
+register(
+    aten.rsub.Tensor, aten.rsub.Scalar, inputs=(0, 1), stand_in=lambda node: Sum(), default=gradient, linear=True
+)
 
 
 def _reduction_vjp(call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
