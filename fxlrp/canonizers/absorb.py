@@ -51,6 +51,7 @@ def absorb_affine_maps(graph_module: fx.GraphModule, *, threshold_relu: bool = T
             # The maps, and what is constant at all, depend on the spatial size.
             graph_module.meta["size_bound"] = True
     for node, found in follower.found.items():
+        node.meta["carried"] = True
         # What reads only a shape is not to keep a map alive.
         for user in list(node.users):
             if user.target in SHAPE_ONLY:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-from torch import fx
+from torch import Tensor, fx
 
 from ..graph import is_known, module_path, unwrap, where
 from ..ops.linear import affine, with_bias_map
-from ..vocabulary import lookup
 
 __all__ = ["Fold", "Kept", "Report", "mark", "report"]
 
@@ -96,11 +93,8 @@ def _is_read(node: fx.Node) -> bool:
     return any(not is_known(user) or node in user.args[1:] for user in node.users)
 
 
-_CROSSED = torch.ops.aten.relu.default
-
-
 def _readers(affine_map: fx.Node) -> list[str]:
-    """The readers of an affine map, through ops that it could be moved through, that do not take it in."""
+    """The readers of an affine map, through ops that it was moved through, that do not take it in."""
     found: dict[fx.Node, str] = {}
     seen, todo = set(), list(affine_map.users)
     while todo:
@@ -108,14 +102,12 @@ def _readers(affine_map: fx.Node) -> list[str]:
         if node in seen:
             continue
         seen.add(node)
-        target = unwrap(node)[0] if node.op == "call_function" else None
-        op = lookup(target) if target is not None else None
         if node.op == "output":
             found[node] = "the model's output"
-        elif target in with_bias_map:
-            found[node] = f"{where(node)}, whose input channels have no single scale each, or lie behind a ReLU"
-        elif target in (_CROSSED, operator.getitem) or (op is not None and op.linear):
+        elif node.meta.get("carried") or not isinstance(node.meta["val"], Tensor):
             todo.extend(node.users)
+        elif unwrap(node)[0] in with_bias_map:
+            found[node] = f"{where(node)}, whose input channels have no single scale each"
         else:
             found[node] = where(node)
     return [found[node] for node in affine_map.graph.nodes if node in found]
