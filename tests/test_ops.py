@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,7 +12,7 @@ from torch import nn
 from zennit.composites import LayerMapComposite
 from zennit.core import Stabilizer, stabilize
 from zennit.layer import Sum
-from zennit.rules import Epsilon, Flat, Gamma, Norm, Pass, WSquare, ZBox, ZPlus
+from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, WSquare, ZBox, ZPlus
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
 import fxlrp
@@ -154,6 +156,13 @@ LAYERS = [
     (nn.Linear(6, 4), (2, 6)),
     (nn.Conv2d(2, 4, 3, stride=2, padding=1, groups=2), (2, 2, 5, 4)),
     (nn.ConvTranspose1d(2, 3, 3, stride=2), (2, 2, 4)),
+    (nn.Conv1d(1, 1, 1), (2, 1, 5)),
+    (nn.Linear(1, 1), (3, 1)),
+    (nn.Conv1d(2, 3, 3, padding=2, dilation=2), (2, 2, 6)),
+    (nn.Conv2d(3, 2, 2, padding="same"), (2, 3, 3, 4)),
+    (nn.Conv3d(2, 2, (1, 2, 2), stride=(1, 2, 1), padding=(0, 1, 0), bias=False), (2, 2, 2, 3, 3)),
+    (nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1, groups=2), (2, 2, 3, 3)),
+    (nn.ConvTranspose3d(1, 2, 2), (2, 1, 2, 2, 3)),
 ]
 STABILIZER = 0.03
 
@@ -186,6 +195,10 @@ def by_hand(name, x, w, b, relevance):
         return positive + shares(down, b + 0.5 * b.clamp(max=0), relevance * (z < 0))
     if name == "zbox":
         return shares(x * w - (-2.0) * plus - 3.0 * minus, b - b.clamp(min=0) - b.clamp(max=0), relevance)
+    if name.startswith("alphabeta"):
+        alpha, beta = (2.0, 1.0) if name == "alphabeta" else (1.0, 0.0)
+        positive = shares(xp * plus + xm * minus, b.clamp(min=0), relevance)
+        return alpha * positive - beta * shares(xp * minus + xm * plus, b.clamp(max=0), relevance)
     if name == "wsquare":
         return shares((w**2)[None].expand(len(x), -1, -1), b**2, relevance)
     return shares((w != 0).double()[None].expand(len(x), -1, -1), torch.zeros_like(b), relevance)
@@ -195,6 +208,8 @@ RULES = {
     "epsilon": Epsilon(STABILIZER),
     "zplus": ZPlus(STABILIZER),
     "gamma": Gamma(0.5, STABILIZER),
+    "alphabeta": AlphaBeta(2, 1, STABILIZER),
+    "alphabeta, one": AlphaBeta(1, 0, STABILIZER),
     "zbox": ZBox(-2.0, 3.0, STABILIZER),
     "wsquare": WSquare(STABILIZER),
     "flat": Flat(STABILIZER),
@@ -206,7 +221,7 @@ RULES = {
 @pytest.mark.parametrize("behind_relu", [False, True])
 def test_rules_are_their_formulas(name, layer, shape, behind_relu):
     """Behind a ReLU, branches of negative inputs are left out: the formula knows nothing of that."""
-    layer = trained(layer)
+    layer = trained(copy.deepcopy(layer))
     model = nn.Sequential(nn.ReLU(), layer) if behind_relu else layer
     x = rand(*shape)
     output = layer(x.relu() if behind_relu else x)

@@ -78,12 +78,13 @@ def _absorb(follower: Follower, node: fx.Node) -> bool:
         )
         spot = part.shift
         size = [int(n) for n in spot.meta["val"].shape]
-        uniform = all(n == 1 for d, n in enumerate(size) if d != (len(size) - 1 if fully else 1))
-        extent = None if not uniform else _extent(node)
+        at = len(size) - 1 if fully else 1
+        uniform = all(n == 1 for dim, n in enumerate(size) if dim != at)
+        extent = _extent(node) if uniform else None
         if extent is None:
             spot = call(node, whole, spot, [size[0], *shape[1:]])
         else:
-            spot = call(node, whole, spot, [*size[: len(size) - len(extent)], *extent])
+            spot = call(node, whole, spot, [*size[:at], shape[at], *extent])
         new_bias = call(node, target, spot, weight, bias, *options, name=f"{name}_bias")
         if extent is not None:
             new_bias = call(node, aten.reshape.default, new_bias, [-1], name=f"{name}_bias")

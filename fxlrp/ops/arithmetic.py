@@ -51,9 +51,7 @@ register(
     vjp=_sum_vjp(-1),
     linear=True,
 )
-register(
-    aten.rsub.Tensor, aten.rsub.Scalar, inputs=(0, 1), stand_in=lambda node: Sum(), default=gradient, linear=True
-)
+register(aten.rsub.Tensor, aten.rsub.Scalar, inputs=(0, 1), stand_in=lambda node: Sum(), default=gradient, linear=True)
 
 
 def _reduction_vjp(call: Call, relevance: Tensor) -> tuple[Tensor, ...]:

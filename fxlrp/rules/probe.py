@@ -6,7 +6,8 @@ on others, has to be made for that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from ..errors import RuleError
 __all__ = ["coefficients", "is_identity", "is_zero", "keeps_params", "numbers", "reads_gradient"]
 
 _SMALL = 8
+_ENOUGH = 64
 
 
 def numbers(shape: Sequence[int], *, non_negative: bool = False, seed: int = 0) -> Tensor:
@@ -39,8 +41,14 @@ def _agrees(function: Callable[[Tensor], Any], reference: Callable[[Tensor], Ten
     return True
 
 
+def _rounds(shapes: Iterable[Sequence[int]]) -> range:
+    """How often to try, so that small shapes too are filled with numbers of both signs: each a seed."""
+    fewest = min((math.prod(shape) for shape in shapes), default=_ENOUGH)
+    return range(2 + _ENOUGH // max(fewest, 1))
+
+
 def _inputs(shape: Sequence[int], non_negative: bool) -> list[Tensor]:
-    return [numbers(shape, non_negative=non_negative, seed=seed) for seed in range(2)]
+    return [numbers(shape, non_negative=non_negative, seed=seed) for seed in _rounds([shape])]
 
 
 def is_identity(modifier: Callable[[Tensor], Any], shape: Sequence[int], *, non_negative: bool) -> bool:
@@ -55,8 +63,9 @@ def is_zero(modifier: Callable[[Tensor], Any], shape: Sequence[int], *, non_nega
 
 def keeps_params(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> bool:
     """Whether a parameter modifier changes none of the parameters of these names and ranks (tried on small ones)."""
-    for seed in range(2):
-        params = {name: numbers([min(size, _SMALL) for size in shape], seed=seed) for name, shape in shapes.items()}
+    small = {name: [min(size, _SMALL) for size in shape] for name, shape in shapes.items()}
+    for seed in _rounds(small.values()):
+        params = {name: numbers(shape, seed=seed) for name, shape in small.items()}
         try:
             modified = modify({name: param.clone() for name, param in params.items()})
         except RuleError:

@@ -1,0 +1,40 @@
+"""For downstream CI: strategies that draw networks, rules and composites, assertions, and a pytest plugin."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .assertions import assert_conserves, assert_matches_zennit, assert_same_function
+    from .models import trained
+    from .strategies import composites, inputs, networks, rules
+
+__all__ = [
+    "assert_conserves",
+    "assert_matches_zennit",
+    "assert_same_function",
+    "composites",
+    "inputs",
+    "networks",
+    "rules",
+    "trained",
+]
+
+_HOMES = {
+    "assert_conserves": "assertions",
+    "assert_matches_zennit": "assertions",
+    "assert_same_function": "assertions",
+    "trained": "models",
+} | dict.fromkeys(("composites", "inputs", "networks", "rules"), "strategies")
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: the pytest plugin lies here, and every run of pytest loads it.
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module 'fxlrp.testing' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -1,0 +1,75 @@
+"""Models as training leaves them, and as zennit needs them."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["for_zennit", "trained"]
+
+SCALES = ("gamma", "scale", "lambda", "alpha", "gain")
+
+
+def trained(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Give a fresh model what training would leave: fresh batch norms are nearly the identity and hide mistakes.
+
+    Biases become normal (standard deviation 0.1), running means too (0.3), running variances uniform in [0.5, 2],
+    weights of norms and layer scales uniform in [0.5, 1.5], biases of norms normal (0.2). Other weights stay.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Any model. It is changed in place, and keeps its mode.
+    seed : int
+        Of a generator of its own: the global one is neither read nor moved.
+
+    Returns
+    -------
+    nn.Module
+        The same model, in float64.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(tensor: Tensor, spread: float) -> None:
+        tensor.copy_(torch.empty(tensor.shape, dtype=torch.float64).normal_(0, spread, generator=generator))
+
+    def uniform(tensor: Tensor, low: float, high: float) -> None:
+        tensor.copy_(torch.empty(tensor.shape, dtype=torch.float64).uniform_(low, high, generator=generator))
+
+    model.double()
+    with torch.no_grad():
+        for module in model.modules():
+            tensors: dict[str, Tensor] = dict(module.named_parameters(recurse=False))
+            buffers = dict(module.named_buffers(recurse=False))
+            if "running_var" in buffers:
+                tensors |= buffers
+            norm = isinstance(module, nn.LayerNorm) or ("weight" in tensors and tensors["weight"].ndim == 1)
+            norm = norm and not isinstance(module, nn.PReLU)
+            for name, tensor in tensors.items():
+                if name == "running_mean":
+                    normal(tensor, 0.3)
+                elif name == "running_var":
+                    uniform(tensor, 0.5, 2)
+                elif name.endswith(("bias", "beta")):
+                    normal(tensor, 0.2 if norm else 0.1)
+                elif (norm and name == "weight") or any(word in name for word in SCALES):
+                    uniform(tensor, 0.5, 1.5)
+    return model
+
+
+def for_zennit(model: nn.Module) -> nn.Module:
+    """A copy, the same function, that zennit's hooks and canonizers do not get wrong.
+
+    No activation works in place: a hook would see its input overwritten. Each batch norm has its ``eps`` in its
+    variance: zennit 0.5.1 applies it once more after a merge.
+    """
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        if getattr(module, "inplace", False):
+            vars(module)["inplace"] = False
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_var is not None:
+            module.running_var += module.eps
+            module.eps = 0.0
+    return model

@@ -1,0 +1,163 @@
+"""Properties over networks that Hypothesis draws: every pass keeps f, all relevance is accounted for."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections import Counter
+
+import hypothesis.strategies as st
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from torch import fx, nn
+
+import fxlrp
+from fxlrp.canonizers import passes
+from fxlrp.canonizers.batch_norm import batch_norm_affine, batch_statistics_affine
+from fxlrp.capture import capture
+from fxlrp.graph import drop_dead_code, unwrap
+from fxlrp.testing import assert_conserves, assert_same_function, composites, inputs, networks
+from fxlrp.testing.assertions import relative
+
+aten = torch.ops.aten
+BATCH_NORMS = (aten._native_batch_norm_legit_no_training.default, aten._native_batch_norm_legit.no_stats)
+
+
+def examples(count):
+    # Not shrunk: that takes minutes, and what is drawn is small.
+    phases = [Phase.generate]
+    checks = list(HealthCheck)
+    return settings(max_examples=count, deadline=None, suppress_health_check=checks, derandomize=True, phases=phases)
+
+
+def cases(**options):
+    """A network, and an input for it."""
+    return networks(**options).flatmap(lambda model: st.tuples(st.just(model), inputs(model.input_shape)))
+
+
+def name_of(run):
+    return (run.func if isinstance(run, functools.partial) else run).__name__
+
+
+def every_pass_keeps_f(model, x, changed):
+    """Run the passes one by one; count which of them changed the graph."""
+    expected = model(x)
+    captured = capture(model, (x,))
+    graph_module = fx.GraphModule(captured.graph_module, copy.deepcopy(captured.graph_module.graph))
+    for run in passes():
+        before = graph_module.graph.python_code("self").src
+        run(graph_module)
+        drop_dead_code(graph_module.graph)
+        graph_module.graph.lint()
+        graph_module.recompile()
+        assert relative(graph_module(x), expected) < 1e-10, name_of(run)
+        changed[name_of(run)] += graph_module.graph.python_code("self").src != before
+    left = [node for node in graph_module.graph.nodes if node.op == "call_function" and node.target in BATCH_NORMS]
+    assert not [node for node in left if node.users]
+    # None of the normalizations is computed but as a part of a layer, or as an affine map that has a rule.
+    assert_same_function(graph_module, model, x, tolerance=1e-10)
+
+
+CHANGING = {
+    "read_batch_norms_as_affine",
+    "read_frozen_batch_norms_as_affine",
+    "fold_batch_norms",
+    "absorb_affine_maps",
+}
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.slow)])
+def test_every_pass_keeps_f(count):
+    changed = Counter()
+
+    @examples(count)
+    @given(cases())
+    def check(case):
+        every_pass_keeps_f(*case, changed)
+
+    check()
+    # Passes that draw no change in these networks have tests of their own.
+    assert {name for name, times in changed.items() if times >= count / 10} >= CHANGING
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.slow)])
+def test_conserving_composites_conserve(count):
+    """No leak, and nothing is dropped or added by definition."""
+
+    @examples(count)
+    @given(cases(), composites(conserving=True), st.booleans())
+    def check(case, composite, threshold):
+        model, x = case
+        twin = fxlrp.convert(model, composite, threshold_relu=threshold)
+        assert_conserves(twin, x, 1)
+        assert relative(twin(x, 1).output, model(x)) < 1e-10
+
+    check()
+
+
+@pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.slow)])
+def test_other_composites_do_not_leak(count):
+    @examples(count)
+    @given(cases(), composites(conserving=False))
+    def check(case, composite):
+        model, x = case
+        assert_conserves(fxlrp.convert(model, composite, unmatched="error"), x, 1, unconserved=None)
+
+    check()
+
+
+@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.slow)])
+def test_samples_are_apart_and_relevance_is_linear_in_the_seed(count):
+    @examples(count)
+    @given(cases(), composites())
+    def check(case, composite):
+        model, x = case
+        twin = fxlrp.convert(model, composite)
+        order = torch.tensor([1, 0])
+        assert torch.allclose(twin(x[order], 1).relevance, twin(x, 1).relevance[order], rtol=1e-9, atol=1e-12)
+        a, b = torch.randn(2, 2, 3).double()
+        both = twin(x, 2 * a - b).relevance
+        apart = 2 * twin(x, a).relevance - twin(x, b).relevance
+        assert relative(both, apart) < 1e-7
+
+    check()
+
+
+@pytest.mark.parametrize("count", [5, pytest.param(50, marks=pytest.mark.slow)])
+def test_training_mode(count):
+    """Batch statistics and their updates are the model's; the ledger closes; snapshot and shared model agree."""
+
+    @examples(count)
+    @given(networks(batch_statistics=True), composites(conserving=True))
+    def check(model, composite):
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        model.train()
+        other = copy.deepcopy(model)
+        x = torch.randn(4, *model.input_shape).double()
+        twin = fxlrp.convert(model, composite, trainable=True)
+        assert_conserves(twin, x, 1)
+        out = twin(x, 1)
+        assert relative(out.output, other(x)) < 1e-10
+        for ours, theirs in zip(model.buffers(), other.buffers(), strict=True):
+            assert torch.allclose(ours, theirs)
+
+    check()
+
+
+def test_batch_norms_depend_on_nothing_else():
+    """What the passes write in evaluation mode are parameter expressions: none of them reads an activation."""
+
+    @examples(10)
+    @given(cases())
+    def check(case):
+        model, x = case
+        found = fxlrp.canonize(model, x, trainable=True)
+        targets = [unwrap(node)[0] for node in found.graph.nodes if node.op == "call_function"]
+        assert batch_statistics_affine not in targets
+        statistics = [node for node in found.graph.nodes if node.target is batch_norm_affine]
+        assert all(operand.op == "get_attr" for node in statistics for operand in node.all_input_nodes)
+
+    check()
