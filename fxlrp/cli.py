@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from .zoo import LoadedModel
 
 __all__ = ["main"]
+
+LEAK = 1e-6
+"""What an audit in float64 calls a leak; rounding stays far below."""
 
 
 class _Group(click.Group):
@@ -61,24 +65,36 @@ def demo(output: Path) -> None:
     run(output, _console())
 
 
+def _about_a_model(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the options that say which model is explained, how and for which class."""
+    options = (
+        click.option("--model", "name", required=True, metavar="MODEL", help="torchvision:NAME or timm:NAME."),
+        click.option(
+            "--weights",
+            metavar="FILE",
+            help="A state dict (.pth, .pt, .safetensors), or 'random'. Without: the library's pretrained weights, "
+            "which it may have to download.",
+        ),
+        click.option("--classes", default=1000, show_default=True, type=click.IntRange(1), help="How many it has."),
+        click.option(
+            "--composite",
+            metavar="NAME",
+            default="epsilon_plus_flat",
+            show_default=True,
+            help="Which rules, by the name of a zennit composite.",
+        ),
+        click.option(
+            "--target", metavar="CLASS", help="What to explain: index or name. Without: the most probable class."
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @main.command(epilog="Example: fxlrp explain cat.jpg --model torchvision:resnet50 --target tabby -o why.png")
 @click.argument("image", type=click.Path(path_type=Path))
-@click.option("--model", "name", required=True, metavar="MODEL", help="torchvision:NAME or timm:NAME.")
-@click.option(
-    "--weights",
-    metavar="FILE",
-    help="A state dict (.pth, .pt, .safetensors), or 'random'. Without: the library's pretrained weights, which it "
-    "may have to download.",
-)
-@click.option("--classes", default=1000, show_default=True, type=click.IntRange(1), help="How many the model has.")
-@click.option(
-    "--composite",
-    metavar="NAME",
-    default="epsilon_plus_flat",
-    show_default=True,
-    help="Which rules, by the name of a zennit composite.",
-)
-@click.option("--target", metavar="CLASS", help="What to explain: index or name. Without: the most probable class.")
+@_about_a_model
 @click.option(
     "-o",
     "--output",
@@ -91,18 +107,12 @@ def explain(
     *, image: Path, name: str, weights: str | None, classes: int, composite: str, target: str | None, output: Path
 ) -> None:
     """Explain what a model sees in IMAGE: print the top classes, and draw their relevance."""
-    from .composites import resolve
     from .demo import top_table
     from .plot import Panel, save
     from .twin import convert
-    from .zoo import find_class, load, read_image
 
     console = _console()
-    resolve(composite)  # A wrong name is told before the work, not after.
-    picture = read_image(image)
-    with console.status(f"Loading {name} …"):
-        loaded = load(name, weights, classes=classes)
-    index = None if target is None else find_class(loaded.classes, target)
+    loaded, picture, index = _load(console, image, name, weights, classes, composite, target)
     x = loaded.input(picture)
     with console.status("Converting the model …"):
         twin = convert(loaded.model, _composite(composite, loaded), example_inputs=x)
@@ -123,6 +133,96 @@ def explain(
         output,
     )
     console.print(f"Why “{loaded.classes[index]}” ({chance:.1%}) is drawn in [bold]{output}[/].")
+
+
+@main.command(epilog="Example: fxlrp audit cat.jpg --model torchvision:resnet50 --composite epsilon_plus -o flow.png")
+@click.argument("image", type=click.Path(path_type=Path), required=False)
+@_about_a_model
+@click.option("--rows", default=20, show_default=True, type=click.IntRange(0), help="How many to print; 0 for all.")
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A picture of the flow to write.")
+def audit(
+    *,
+    image: Path | None,
+    name: str,
+    weights: str | None,
+    classes: int,
+    composite: str,
+    target: str | None,
+    rows: int,
+    output: Path | None,
+) -> None:
+    """Account for every unit of relevance, op by op, in float64.
+
+    Prints the ledger, with the worst rows first: what biases, stabilizers and the rules' own definitions took. What
+    nothing accounts for is a leak: a mistake of fxlrp, and exit code 1. Without IMAGE, the input is random.
+    """
+    from .ledger import audit as account
+    from .plot import flow, write
+    from .twin import convert
+
+    console = _console()
+    loaded, picture, index = _load(console, image, name, weights, classes, composite, target)
+    x = loaded.input(picture or _noise()).double()
+    loaded.model.double()
+    with console.status("Converting the model …"):
+        twin = convert(loaded.model, _composite(composite, loaded), example_inputs=x)
+    with console.status("Accounting …"):
+        ledger = account(twin, x, index)
+    what = "random, smooth like a photograph's, always the same" if image is None else str(image)
+    lines = [
+        f"model  {name}, weights {weights or 'pretrained'}, float64",
+        f"input  {tuple(x.shape)}: {what}",
+        f"why    {'the highest output' if index is None else loaded.classes[index]}, {composite}",
+    ]
+    _print_plain(console, "\n".join([*lines, "", ledger.table(rows or None)]))
+    if output is not None:
+        write(flow(ledger, title=f"{name}, {composite}"), output)
+        console.print(f"The flow is drawn in [bold]{output}[/].")
+    if not ledger.leak <= LEAK:
+        worst = ledger.worst[0]
+        raise FxlrpError(
+            f"relevance leaks: {ledger.leak:.1e} of what comes in at {worst.node} ({worst.op}, {worst.rule}) is "
+            "accounted for by nothing. This is a mistake of fxlrp, or of a rule or op that was registered"
+        )
+
+
+def _load(
+    console: Console,
+    image: Path | None,
+    name: str,
+    weights: str | None,
+    classes: int,
+    composite: str,
+    target: str | None,
+) -> tuple[LoadedModel, Any, int | None]:
+    """The model, the image, and the index of the class. What is wrong is told before the work, not after."""
+    from .composites import resolve
+    from .zoo import find_class, load, read_image
+
+    resolve(composite)
+    picture = None if image is None else read_image(image)
+    with console.status(f"Loading {name} …"):
+        loaded = load(name, weights, classes=classes)
+    return loaded, picture, None if target is None else find_class(loaded.classes, target)
+
+
+def _noise() -> Any:
+    """A random image with a photograph's spectrum, as far as an audit cares: coarse structure is the strongest."""
+    import torch
+    from PIL import Image
+
+    generator = torch.Generator().manual_seed(0)
+    size, pixels = 512, torch.zeros(1, 3, 512, 512)
+    for cells in (2, 4, 8, 16, 32, 64, 128, 256):
+        grid = torch.randn(1, 3, cells, cells, generator=generator) / cells**0.5
+        pixels += torch.nn.functional.interpolate(grid, size=(size, size), mode="bilinear")
+    pixels = (0.5 + 0.25 * pixels / pixels.std()).clamp(0, 1)
+    return Image.fromarray((255 * pixels[0]).byte().permute(1, 2, 0).numpy())
+
+
+def _print_plain(console: Console, text: str) -> None:
+    """Print text as it is: lines are not wrapped, brackets are no markup."""
+    console.print(text, soft_wrap=True, markup=False, emoji=False)
 
 
 def _composite(name: str, loaded: LoadedModel) -> Composite | str:

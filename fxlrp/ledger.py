@@ -160,7 +160,7 @@ class Ledger:
             "",
         ]
         more = len(self.rows) - len(cells)
-        foot = [f"... and {more} more rows: ledger.table(None)"] if more else []
+        foot = [f"... and {more} more rows: table(None), or --rows 0, shows them"] if more else []
         return "\n".join([*head, lines[0], "-" * len(lines[0]), *lines[1:], *foot])
 
 

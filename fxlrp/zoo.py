@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError, MissingExtraError, ModelError, TargetError
+from .testing.models import trained
 
 __all__ = ["LoadedModel", "class_names", "find_class", "load", "read_image"]
 
@@ -86,7 +87,10 @@ def load(name: str, weights: str | Path | None = None, *, classes: int = 1000) -
         raise ModelError(f"a model is given as torchvision:NAME or timm:NAME, not '{name}'")
     pretrained = weights is None
     model, transform, mean, std = _LIBRARIES[library](short, pretrained, classes)
-    if weights is not None and str(weights) != RANDOM:
+    if str(weights) == RANDOM:
+        # Fresh batch norms and biases would make any rule look well.
+        trained(model).float()
+    elif weights is not None:
         _load_weights(model, Path(weights))
     mean, std = (torch.as_tensor(value, dtype=torch.float32).reshape(1, 3, 1, 1) for value in (mean, std))
     # Of timm's pretrained models, some know other classes than ImageNet's 1000.

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+pytest_plugins = ["pytester"]
+
 
 @pytest.fixture(autouse=True)
 def _seeded():

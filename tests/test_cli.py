@@ -12,6 +12,7 @@ from zennit.composites import EpsilonGammaBox
 from fxlrp import cli
 from fxlrp.cli import main
 from fxlrp.errors import FxlrpError, ModelError, TargetError
+from fxlrp.ledger import Ledger, Row
 from fxlrp.zoo import class_names, find_class, load
 
 MODEL = "torchvision:squeezenet1_1"
@@ -79,6 +80,68 @@ def test_the_box_is_the_normalisation():
     torch.testing.assert_close(high.flatten(), torch.tensor([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225]))
 
 
+@pytest.fixture
+def audit():
+    def run(*arguments, model=MODEL):
+        return CliRunner().invoke(main, ["audit", "--model", model, "--weights", "random", *map(str, arguments)])
+
+    return run
+
+
+def test_audit_prints_the_ledger_and_draws_the_flow(audit, photo, tmp_path):
+    pytest.importorskip("matplotlib")
+    torch.manual_seed(0)
+    result = audit(photo, "--target", "espresso", "--rows", 3, "-o", tmp_path / "flow.png")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert f"{photo}" in result.output
+    assert "espresso" in lines[2]
+    header = next(i for i, line in enumerate(lines) if line.startswith("module "))
+    assert " ".join(lines[header].split()) == "module op rule in to inputs bias stabilizer definition rest"
+    assert [len(line.split()) for line in lines[header + 2 : header + 5]] == [9] * 3
+    assert lines[header + 5].startswith("... and ")
+    assert float(lines[header - 2].split()[1].strip(",")) < 1e-9
+    with Image.open(tmp_path / "flow.png") as image:
+        assert min(image.size) > 500
+
+
+def test_audit_of_a_random_input(audit, monkeypatch):
+    seen = []
+
+    def account(twin, x, target):
+        seen.append((x, target))
+        return Ledger((Row("fc", "", "linear", "[red]", 1.0, 1.0, {}, 1.0, 0.0, 0.0),), 1.0, {})
+
+    monkeypatch.setattr("fxlrp.ledger.audit", account)
+    results = [audit("--rows", 0, "--classes", 4) for _ in range(2)]
+    for result in results:
+        assert result.exit_code == 0, result.output
+        assert "(1, 3, 224, 224): random" in result.output
+        assert "[red]" in result.output
+    (first, target), (second, _) = seen
+    assert target is None
+    assert first.dtype == torch.float64
+    assert torch.equal(first, second)
+    assert 0.3 < first.std() < 3
+    # Neighbours are alike, as in a photograph.
+    assert (first[..., 1:] - first[..., :-1]).std() < 0.2 * first.std()
+
+
+def test_audit_fails_on_a_leak(audit, monkeypatch):
+    leaky = Row("conv_7", "", "conv2d", "Epsilon", 1.0, 1.0, {}, 0.9, 0.0, 0.0)
+    monkeypatch.setattr("fxlrp.ledger.audit", lambda *_: Ledger((leaky,), 1.0, {}))
+    result = audit("--classes", 4)
+    fails(result, "1.0e-01", "conv_7", "mistake")
+    assert "conv2d" in result.stdout
+
+
+def test_audit_of_unknown_names(audit, photo, tmp_path):
+    fails(audit(model="torchvision:squeezenet1_2"), "squeezenet1_1")
+    fails(audit("--composite", "epsilon_pluss"), "epsilon_plus")
+    fails(audit("--target", "espreso"), "espresso")
+    fails(audit(tmp_path / "none.jpg"), "No such file")
+
+
 def test_unknown_models(run):
     fails(run(model="torchvision:squeezenet1_2"), "Near to it are", "squeezenet1_1")
     fails(run(model="squeezenet1_1"), "torchvision:NAME")
@@ -144,7 +207,7 @@ def test_missing_extra(monkeypatch, tmp_path):
 
 
 def test_help_and_version():
-    for arguments in (["--help"], ["demo", "--help"], ["explain", "--help"]):
+    for arguments in (["--help"], ["demo", "--help"], ["explain", "--help"], ["audit", "--help"]):
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0
         assert "Usage" in result.output

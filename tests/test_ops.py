@@ -163,6 +163,10 @@ LAYERS = [
     (nn.Conv3d(2, 2, (1, 2, 2), stride=(1, 2, 1), padding=(0, 1, 0), bias=False), (2, 2, 2, 3, 3)),
     (nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1, groups=2), (2, 2, 3, 3)),
     (nn.ConvTranspose3d(1, 2, 2), (2, 1, 2, 2, 3)),
+    (nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3)), (2, 2, 3, 4)),
+    (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3, padding=1)), (2, 2, 3, 4)),
+    (nn.Sequential(nn.BatchNorm1d(2), nn.ConvTranspose1d(2, 3, 3)), (2, 2, 4)),
+    (nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(12, 3)), (2, 2, 3, 2)),
 ]
 STABILIZER = 0.03
 
@@ -199,9 +203,8 @@ def by_hand(name, x, w, b, relevance):
         alpha, beta = (2.0, 1.0) if name == "alphabeta" else (1.0, 0.0)
         positive = shares(xp * plus + xm * minus, b.clamp(min=0), relevance)
         return alpha * positive - beta * shares(xp * minus + xm * plus, b.clamp(max=0), relevance)
-    if name == "wsquare":
-        return shares((w**2)[None].expand(len(x), -1, -1), b**2, relevance)
-    return shares((w != 0).double()[None].expand(len(x), -1, -1), torch.zeros_like(b), relevance)
+    w, b = (w**2, b**2) if name == "wsquare" else ((w != 0).double(), torch.zeros_like(b))
+    return shares(w[None].expand(len(x), -1, -1), b, relevance)
 
 
 RULES = {
@@ -221,7 +224,7 @@ RULES = {
 @pytest.mark.parametrize("behind_relu", [False, True])
 def test_rules_are_their_formulas(name, layer, shape, behind_relu):
     """Behind a ReLU, branches of negative inputs are left out: the formula knows nothing of that."""
-    layer = trained(copy.deepcopy(layer))
+    layer = trained(copy.deepcopy(layer)).eval()
     model = nn.Sequential(nn.ReLU(), layer) if behind_relu else layer
     x = rand(*shape)
     output = layer(x.relu() if behind_relu else x)
