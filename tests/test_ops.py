@@ -82,6 +82,8 @@ CALLS = [
     (aten.im2col.default, rand(*IMAGE), [2, 2], [1, 1], [0, 0], [2, 2]),
     (aten.index_select.default, rand(*IMAGE), 1, torch.tensor([3, 0, 0])),
     (aten.index.Tensor, rand(*IMAGE), [None, torch.tensor([3, 0, 0])]),
+    (aten.matmul.default, rand(2, 3, 4), rand(2, 4, 5)),
+    (aten.einsum.default, "bij,bkj->bik", [rand(2, 3, 4), rand(2, 5, 4)]),
     (aten.cat.default, [rand(2, 3), rand(2, 1), rand(2, 2)], 1),
     (aten.stack.default, [rand(2, 3), rand(2, 3)], -1),
     (aten.add.Tensor, rand(2, 3, 4), rand(3, 1)),

@@ -5,19 +5,24 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from ..graph import unwrap
 from ..rules.base import Rule
-from ..rules.defaults import Attention, Matmul, Slots, Softmax, proportional
+from ..rules.defaults import Attention, Bilinear, Slots, Softmax, proportional
 from ..vocabulary import register
 
 aten = torch.ops.aten
 
 
-def _matmul(node: fx.Node, slots: Slots) -> Rule:
-    return Matmul() if len(slots) == 2 else proportional(node, slots)
+def _product(node: fx.Node, slots: Slots) -> Rule | None:
+    factors = len(unwrap(node)[1][1]) if unwrap(node)[0] is aten.einsum.default else 2
+    if len(slots) == 1:
+        return proportional(node, slots)
+    return Bilinear() if factors == len(slots) == 2 else None
 
 
 register(
     aten.softmax.int, aten._softmax.default, default=lambda node, slots: Softmax(), non_negative=lambda node, _: True
 )
-register(aten.matmul.default, aten.bmm.default, aten.mm.default, inputs=(0, 1), default=_matmul)
+register(aten.matmul.default, aten.bmm.default, aten.mm.default, inputs=(0, 1), default=_product)
+register(aten.einsum.default, inputs=(1,), default=_product)
 register(aten.scaled_dot_product_attention.default, inputs=(0, 1, 2), default=lambda node, slots: Attention())

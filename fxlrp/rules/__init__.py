@@ -2,19 +2,19 @@
 
 from .base import Account, Gradient, Pass, Rule, Transpose
 from .basic import BasicRule
-from .defaults import Attention, Gate, Half, Linearized, Matmul, Softmax
+from .defaults import Attention, Bilinear, Gate, Half, Linearized, Softmax
 from .hook import HookRule
 
 __all__ = [
     "Account",
     "Attention",
     "BasicRule",
+    "Bilinear",
     "Gate",
     "Gradient",
     "Half",
     "HookRule",
     "Linearized",
-    "Matmul",
     "Pass",
     "Rule",
     "Softmax",

@@ -16,10 +16,10 @@ from .basic import BasicRule
 
 __all__ = [
     "Attention",
+    "Bilinear",
     "Gate",
     "Half",
     "Linearized",
-    "Matmul",
     "Softmax",
     "gradient",
     "passed",
@@ -156,13 +156,16 @@ class Softmax(Rule):
         return Account(definition=softmax_remainder(call.args[0], output, relevance, call.args[1]))
 
 
-class Matmul(Rule):
-    """Product of two matrices that both depend on the input: half to each (arXiv 2402.05602, proposition 3.3)."""
+class Bilinear(Rule):
+    """Product of two tensors that both depend on the input: half to each (arXiv 2402.05602, proposition 3.3).
+
+    ``R_a = a * J_a^T (R / (2 o))`` of any product that is linear in each factor.
+    """
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
-        a, v = (x.to(relevance.dtype) for x in call.inputs)
-        of_a, of_v = matmul_relevance(a, v, output.to(relevance.dtype), relevance)
-        return of_a.sum_to_size(a.shape), of_v.sum_to_size(v.shape)
+        share = relevance / stabilize(2 * output.to(relevance.dtype), STABILIZER)
+        gradients = call.vjp(share.to(output.dtype))
+        return [x * gradient for x, gradient in zip(call.inputs, gradients, strict=True)]
 
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
         """The stabilizer's share."""
