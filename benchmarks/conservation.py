@@ -11,7 +11,6 @@ the sum at the pixels from the seed for both. Measured with what is installed; a
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import torch
 import torchvision
 from rich.progress import track
 from torch import nn
-from torchvision.models import get_model, list_models
+from torchvision.models import get_model, get_model_weights, list_models
 from zennit.attribution import Gradient
 from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import EpsilonPlus
@@ -100,7 +99,7 @@ def _zennit(model: nn.Module, x: torch.Tensor, output: torch.Tensor, seed: torch
     kinds = {torchvision.models.VGG: VGGCanonizer, torchvision.models.ResNet: ResNetCanonizer}
     composite = EpsilonPlus(canonizers=[kinds.get(type(model), SequentialMergeBatchNorm)()])
     try:
-        with Gradient(model=for_zennit(copy.deepcopy(model)), composite=composite) as attributor:
+        with Gradient(model=for_zennit(model, x), composite=composite) as attributor:
             theirs, relevance = attributor(x, seed)
     # Whatever it raises is its result.
     except Exception as error:
@@ -166,13 +165,10 @@ def main() -> None:
 
 
 def _all() -> list[str]:
-    names = []
-    for name in list_models(module=torchvision.models):
-        with torch.device("meta"):
-            model = get_model(name, **({"init_weights": False} if name in ("googlenet", "inception_v3") else {}))
-        if sum(p.numel() for p in model.parameters()) <= LARGEST:
-            names.append(name)
-    return names
+    sizes = {
+        name: get_model_weights(name).DEFAULT.meta["num_params"] for name in list_models(module=torchvision.models)
+    }
+    return [name for name, size in sizes.items() if size <= LARGEST]
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from reference import directional_derivatives, relative, seed_of, trained, zennit_relevance
+from reference import directional_derivatives, seed_of
 from torch import nn
 from zennit.composites import EpsilonPlus, LayerMapComposite
 from zennit.rules import Epsilon, Pass, ZPlus
@@ -19,6 +19,8 @@ from fxlrp.canonizers.report import Fold, Kept, Report
 from fxlrp.graph import unwrap
 from fxlrp.ops.activation import thresholded_relu
 from fxlrp.ops.linear import affine, with_bias_map
+from fxlrp.testing import trained
+from fxlrp.testing.assertions import relative, zennit_relevance
 
 aten = torch.ops.aten
 

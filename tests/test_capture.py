@@ -9,12 +9,14 @@ from typing import NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import BATCH_NORMS, relative, trained
+from reference import BATCH_NORMS
 from torch import nn
 from zennit.canonizers import AttributeCanonizer
 from zennit.composites import EpsilonPlus
 
 import fxlrp
+from fxlrp.testing import trained
+from fxlrp.testing.assertions import relative
 
 
 class Pair(NamedTuple):

@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 import zennit.rules as zr
-from reference import relative, trained
 from torch import nn
 from zennit.composites import EpsilonPlus, LayerMapComposite, NameMapComposite
 from zennit.core import Composite
@@ -16,6 +15,8 @@ from zennit.types import Linear
 
 import fxlrp
 from fxlrp import errors
+from fxlrp.testing import trained
+from fxlrp.testing.assertions import relative
 
 
 def net():

@@ -6,7 +6,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 import zennit.rules as zr
-from reference import trained
 from torch import nn
 from zennit.composites import EpsilonPlus, LayerMapComposite
 from zennit.core import BasicHook, Hook, Stabilizer, stabilize
@@ -18,6 +17,7 @@ from fxlrp import errors, rules
 from fxlrp.emit import _Writer
 from fxlrp.rules import BasicRule
 from fxlrp.rules import basic as basic_rules
+from fxlrp.testing import trained
 from fxlrp.vocabulary import Call, lookup
 
 aten = torch.ops.aten

@@ -7,7 +7,6 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from reference import relative, trained
 from torch import nn
 from zennit.composites import LayerMapComposite
 from zennit.core import Stabilizer, stabilize
@@ -18,6 +17,8 @@ from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 import fxlrp
 from fxlrp.graph import unwrap
 from fxlrp.ops.linear import affine, padded_convolution
+from fxlrp.testing import trained
+from fxlrp.testing.assertions import relative
 from fxlrp.vocabulary import Call, lookup
 
 aten = torch.ops.aten

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import hypothesis.strategies as st
 import pytest
 import torch
 import torchvision
 import zennit.rules as zr
-from hypothesis import HealthCheck, given, settings
-from reference import (
-    composite_of,
-    for_zennit,
-    relative,
-    seed_of,
-    trained,
-    without_eps,
-    zennit_relevance,
-)
+from hypothesis import HealthCheck, Phase, given, reject, settings
+from reference import composite_of, seed_of
 from torch import nn
 from zennit.canonizers import SequentialMergeBatchNorm
 from zennit.composites import (
@@ -35,6 +25,9 @@ from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
 import fxlrp
+from fxlrp.testing import trained
+from fxlrp.testing.assertions import relative, zennit_relevance
+from fxlrp.testing.models import for_zennit
 
 MODELS = {
     "alexnet": (None, 64),
@@ -47,7 +40,7 @@ MODELS = {
 def model_of(name):
     torch.manual_seed(0)
     options = {"dropout": 0.5} if name.startswith(("alexnet", "vgg")) else {}
-    return without_eps(trained(torchvision.models.get_model(name, num_classes=5, **options))).eval()
+    return trained(torchvision.models.get_model(name, num_classes=5, **options)).eval()
 
 
 def small(name):
@@ -87,7 +80,7 @@ def test_torchvision(built, name, composite, zero_params):
     out = fxlrp.convert(model, composite_of(composite, zero_params))(x, 3)
     assert relative(out.output, expected) < 1e-9
     theirs = composite_of(composite, zero_params, canonizers=[canonizer()] if canonizer else None)
-    assert relative(out.relevance, zennit_relevance(for_zennit(model), theirs, x, seed_of(expected, 3))) < 1e-6
+    assert relative(out.relevance, zennit_relevance(for_zennit(model, x), theirs, x, seed_of(expected, 3))) < 1e-6
 
 
 def test_zennits_canonizers_may_be_there():
@@ -223,18 +216,27 @@ def composites(draw):
 draw_first = zr.ZPlus(0.01)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    derandomize=True,
+    phases=[Phase.generate],
+)
 @given(networks(), composites(), st.integers(0, 1000))
 def test_random_networks_of_modules(model, composite, seed):
     torch.manual_seed(seed)
-    model = without_eps(trained(model, seed)).eval()
+    model = trained(model, seed).eval()
     x = torch.randn(2, 2, 7, 6, dtype=torch.float64)
-    expected = model(x)
+    try:
+        expected = model(x)
+    except RuntimeError:  # What is drawn may make its input smaller than a kernel.
+        reject()
     out = fxlrp.convert(model, composite())(x, 1)
     assert relative(out.output, expected) < 1e-9
     # zennit 0.5.1 replaces a merged layer's bias of None by one of a single value, zeroed or not by `zero_params`.
     theirs = composite(canonizers=[SequentialMergeBatchNorm()])
-    reference = zennit_relevance(copy.deepcopy(model), theirs, x, seed_of(expected, 1))
+    reference = zennit_relevance(for_zennit(model, x), theirs, x, seed_of(expected, 1))
     if reference.abs().max() > 1e-12:
         assert relative(out.relevance, reference) < 1e-6
 
@@ -258,7 +260,7 @@ def test_a_layer_that_pads_its_input(rule):
         nn.Flatten(),
         nn.Linear(4, 3),
     ]
-    model = without_eps(trained(nn.Sequential(*layers))).eval()
+    model = trained(nn.Sequential(*layers)).eval()
     layer_map = [(Activation, zr.Pass()), (BatchNorm, zr.Pass()), (AvgPool, zr.Norm()), (Linear, zr.Epsilon())]
     options = {"layer_map": layer_map, "first_map": [(Convolution, rule)]}
     x = torch.randn(2, 3, 6, 6).double()
@@ -266,7 +268,7 @@ def test_a_layer_that_pads_its_input(rule):
     theirs = SpecialFirstLayerMapComposite(**options, canonizers=[SequentialMergeBatchNorm()])
     out = fxlrp.convert(model, SpecialFirstLayerMapComposite(**options), record=("3",))(x, 1)
     assert relative(out.output, expected) < 1e-9
-    reference = zennit_relevance(copy.deepcopy(model), theirs, x, seed_of(expected, 1))
+    reference = zennit_relevance(for_zennit(model, x), theirs, x, seed_of(expected, 1))
     assert relative(out.relevance, reference) < 1e-6
     if isinstance(rule, zr.Flat):
         assert relative(out.relevance.sum(), out.recorded["3"].sum()) < 1e-4
@@ -287,5 +289,5 @@ def test_sum_module():
     model = trained(Block())
     composite = LayerMapComposite([(Sum, zr.Norm()), (Linear, zr.ZPlus())])
     x = torch.randn(2, 2, 5, 5).double()
-    reference = zennit_relevance(copy.deepcopy(model), composite, x, seed_of(model(x), 1))
+    reference = zennit_relevance(for_zennit(model, x), composite, x, seed_of(model(x), 1))
     assert relative(fxlrp.convert(model, composite)(x, 1).relevance, reference) < 1e-9

@@ -115,6 +115,5 @@ def test_of_torchvision(name):
     elif name.startswith("vit"):
         size = 2 * int(name.split("_")[-1])
         options = {"image_size": size}
-    with torch.device("meta"):
-        count = sum(p.numel() for p in tv.get_model(name, **options).parameters())
-    check(tv.get_model(name, num_classes=CLASSES, **options), size, trainable=count > LARGE)
+    large = tv.get_model_weights(name).DEFAULT.meta["num_params"] > LARGE
+    check(tv.get_model(name, num_classes=CLASSES, **options), size, trainable=large)

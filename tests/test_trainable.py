@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from reference import directional_derivatives, trained
+from reference import directional_derivatives
 from torch import nn
 from zennit.composites import LayerMapComposite, SpecialFirstLayerMapComposite
 from zennit.layer import Sum
@@ -14,6 +14,7 @@ from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, WSquare, Z
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution
 
 import fxlrp
+from fxlrp.testing import trained
 
 BASE = [(Activation, Pass()), (Sum, Norm()), (AvgPool, Norm()), (BatchNorm, Pass())]
 

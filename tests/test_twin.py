@@ -8,12 +8,13 @@ import io
 import pytest
 import torch
 import torchvision
-from reference import relative, trained
 from torch import nn
 from zennit.composites import EpsilonPlus
 from zennit.rules import Epsilon
 
 import fxlrp
+from fxlrp.testing import trained
+from fxlrp.testing.assertions import relative
 
 SHAPE = (4, 3, 8, 8)
 

@@ -135,10 +135,10 @@ def assert_matches_zennit(
 ) -> None:
     """Assert that the relevance of the input is zennit's.
 
-    zennit is right where every op is a module that is called once, sums are `zennit.layer.Sum`, and the composite's
-    canonizers fit the model. What it is known to get wrong otherwise is put right in a copy first: in-place
-    activations, whose hooks would see an overwritten input, and ``eps`` of a batch norm, which zennit 0.5.1 applies
-    twice.
+    zennit is right where every op is a module, sums are `zennit.layer.Sum`, and the composite's canonizers fit the
+    model. What it is known to get wrong otherwise is put right in a copy first: in-place activations, whose hooks would
+    see an overwritten input; activations that are called several times; and ``eps`` of a batch norm, which zennit 0.5.1
+    applies twice.
 
     Parameters
     ----------
@@ -159,7 +159,7 @@ def assert_matches_zennit(
         If they differ. It names the module that is furthest up in the network (first in the relevance pass) at whose
         input the relevance differs.
     """
-    model, composite = for_zennit(model), resolve(composite)
+    model, composite = for_zennit(model, x), resolve(composite)
     with torch.no_grad():
         output = model(x)
     seed = seed_relevance(output, target)
