@@ -21,7 +21,7 @@ from .models import trained
 try:
     import hypothesis.strategies as st
 except ImportError as error:
-    raise MissingExtraError("fxlrp.testing", "hypothesis", "test") from error
+    raise MissingExtraError("fxlrp.testing", "hypothesis", "testing") from error
 
 __all__ = ["composites", "inputs", "networks", "rules"]
 
