@@ -148,6 +148,36 @@ class Split(_Around):
         return torch.cat([self.block(first), *others], 1)
 
 
+class Overwritten(_Around):
+    """The same, written into a copy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = (x.shape[1] + 1) // 2
+        y = x.clone()
+        y[:, :half] = self.block(x[:, :half])
+        return y
+
+
+class PadsItself(nn.Module):
+    """A convolution that pads its own input, differently on each side, as TensorFlow's "SAME" does."""
+
+    def __init__(self, pad: Sequence[int], convolution: nn.Module) -> None:
+        super().__init__()
+        self.pad = tuple(pad)
+        self.weight: Any = convolution.weight
+        self.bias: Any = convolution.bias
+        self.settings = {name: getattr(convolution, name) for name in ("stride", "dilation", "groups")}
+
+    def extra_repr(self) -> str:
+        return f"pad={self.pad}, weight={tuple(self.weight.shape)}, " + ", ".join(
+            f"{key}={value}" for key, value in self.settings.items()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolve = getattr(F, f"conv{x.ndim - 2}d")
+        return convolve(F.pad(x, self.pad), self.weight, self.bias, **self.settings)
+
+
 class Residual(_Around):
     """The sum of a value and what ``block`` makes of it, in one of several forms."""
 
@@ -294,7 +324,7 @@ class _Draft:
         return _joined([Residual(_joined(block), form), *self.layers(self.pick(*AFTER_SUM), shape, shape[0])])
 
     def split(self, shape: Shape) -> nn.Module:
-        return Split(_joined(self.inner(((shape[0] + 1) // 2, *shape[1:]))))
+        return self.pick(Split, Overwritten)(_joined(self.inner(((shape[0] + 1) // 2, *shape[1:]))))
 
     def reused(self, shape: Shape) -> nn.Module:
         return Reused(_joined(self.inner(shape)))
@@ -302,7 +332,10 @@ class _Draft:
     # Blocks that change it
 
     def changing(self) -> list[Block]:
-        return [self.free, self.free, self.pool, self.padded, self.transposed, self.concat, self.concat, self.cut]
+        return [
+            *(self.free, self.free, self.pool, self.padded, self.pads_itself),
+            *(self.transposed, self.concat, self.concat, self.cut),
+        ]
 
     def free(self, shape: Shape) -> nn.Module:
         """A unit of any width, with strides."""
@@ -339,11 +372,23 @@ class _Draft:
         )
 
     def padded(self, shape: Shape) -> nn.Module:
-        amounts = tuple(self.pick(0, 1, 2) for _ in range(2 * len(shape) - 2))
-        pad = Functional(F.pad, pad=amounts, value=self.pick(0.0, 0.7) if self.biases else 0.0)
+        pad = Functional(F.pad, pad=self.amounts(shape), value=self.pick(0.0, 0.7) if self.biases else 0.0)
         return nn.Sequential(
             *self.layers(self.pick("", "n"), shape), pad, *self.layers("c", _shape_after(pad, shape), None)
         )
+
+    def pads_itself(self, shape: Shape) -> nn.Module:
+        amounts = self.amounts(shape)
+        padded = [n + amounts[-2 * i - 2] + amounts[-2 * i - 1] for i, n in enumerate(shape[1:])]
+        convolution: Any = self.convolution((shape[0], *padded))
+        reach = [d * (k - 1) for d, k in zip(convolution.dilation, convolution.kernel_size, strict=True)]
+        if any(r >= n for r, n in zip(reach, padded, strict=True)):
+            return self.unit(shape)
+        return nn.Sequential(*self.layers(self.pick("", "n"), shape), PadsItself(amounts, convolution))
+
+    def amounts(self, shape: Shape) -> tuple[int, ...]:
+        """Of padding: each side of each dimension has its own."""
+        return tuple(self.pick(0, 1, 2) for _ in range(2 * len(shape) - 2))
 
     def transposed(self, shape: Shape) -> nn.Module:
         groups = self.pick(1, shape[0])
