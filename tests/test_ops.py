@@ -11,7 +11,20 @@ from torch import nn
 from zennit.composites import LayerMapComposite
 from zennit.core import Stabilizer, stabilize
 from zennit.layer import Sum
-from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, Norm, Pass, WSquare, ZBox, ZPlus
+from zennit.rules import (
+    AlphaBeta,
+    Epsilon,
+    Flat,
+    Gamma,
+    Norm,
+    Pass,
+    ReLUBetaSmooth,
+    ReLUDeconvNet,
+    ReLUGuidedBackprop,
+    WSquare,
+    ZBox,
+    ZPlus,
+)
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
 import fxlrp
@@ -188,10 +201,10 @@ def shares(z, bias, relevance):
 
 def by_hand(name, x, w, b, relevance):
     """The rule's formula (Bach et al. 2015; Montavon et al. 2017, 2019; Lapuschkin et al. 2019), on dense matrices."""
+    if name in ("epsilon", "norm"):
+        return shares(x[:, None] * w, b, relevance)
     x, plus, minus = x[:, None], w.clamp(min=0), w.clamp(max=0)
     xp, xm = x.clamp(min=0), x.clamp(max=0)
-    if name == "epsilon":
-        return shares(x * w, b, relevance)
     if name == "zplus":
         return shares(xp * plus + xm * minus, b.clamp(min=0), relevance)
     if name == "gamma":
@@ -219,12 +232,16 @@ RULES = {
     "zbox": ZBox(-2.0, 3.0, STABILIZER),
     "wsquare": WSquare(STABILIZER),
     "flat": Flat(STABILIZER),
+    "norm": Norm(STABILIZER),
 }
 
 
 @pytest.mark.parametrize("name", RULES)
-@pytest.mark.parametrize(("layer", "shape"), LAYERS, ids=lambda v: type(v).__name__)
-@pytest.mark.parametrize("behind_relu", [False, True])
+@pytest.mark.parametrize(
+    ("layer", "shape", "behind_relu"),
+    [(*case, False) for case in LAYERS] + [(*case, True) for case in LAYERS[:3]],
+    ids=lambda v: type(v).__name__,
+)
 def test_rules_are_their_formulas(name, layer, shape, behind_relu):
     """Behind a ReLU, branches of negative inputs are left out: the formula knows nothing of that."""
     layer = trained(copy.deepcopy(layer)).eval()
@@ -238,6 +255,55 @@ def test_rules_are_their_formulas(name, layer, shape, behind_relu):
     at = (x.relu() if behind_relu else x).flatten(1)
     expected = by_hand(name, at, matrix, bias, seed.flatten(1))
     torch.testing.assert_close(found.flatten(1), expected, rtol=1e-10, atol=1e-10)
+
+
+POOLS = [
+    (nn.AvgPool1d(2, 1, padding=1), (2, 2, 5)),
+    (nn.AvgPool2d(3, 2, padding=1, ceil_mode=True, count_include_pad=False), (2, 2, 4, 5)),
+    (nn.AvgPool3d(2), (2, 2, 2, 4, 3)),
+    (nn.AdaptiveAvgPool2d((2, 3)), (2, 2, 3, 4)),
+]
+
+
+@pytest.mark.parametrize("rule", [Norm(STABILIZER), Epsilon(STABILIZER)], ids=repr)
+@pytest.mark.parametrize(("pool", "shape"), POOLS, ids=lambda v: type(v).__name__)
+def test_rules_of_pools_are_their_formulas(rule, pool, shape):
+    x = rand(*shape)
+    seed = torch.randn_like(pool(x))
+    found = fxlrp.convert(pool, LayerMapComposite([(AvgPool, rule)]))(x, seed).relevance
+    matrix, bias = dense(pool, shape)
+    expected = by_hand("norm", x.flatten(1), matrix, bias, seed.flatten(1))
+    torch.testing.assert_close(found.flatten(1), expected, rtol=1e-10, atol=1e-10)
+
+
+def test_rules_of_sums_are_their_formulas():
+    """Norm and epsilon of ``x + y``: ``x R / (x + y)``; with no rule, all of R to both."""
+
+    class Added(nn.Module):
+        def forward(self, x, y):
+            return x + y
+
+    x, y, seed = rand(2, 3), rand(2, 3), rand(2, 3)
+    for rule in (Norm(STABILIZER), Epsilon(STABILIZER)):
+        of_x, of_y = fxlrp.convert(Added(), LayerMapComposite([(Sum, rule)]))((x, y), seed).relevance
+        share = seed / stabilize(x + y, STABILIZER)
+        torch.testing.assert_close((of_x, of_y), (x * share, y * share), rtol=1e-10, atol=1e-10)
+
+
+ACTIVATION_RULES = {
+    "pass": (Pass(), lambda x, r: r),
+    "guided": (ReLUGuidedBackprop(), lambda x, r: r.clamp(min=0) * (x > 0)),
+    "deconvnet": (ReLUDeconvNet(), lambda x, r: r.clamp(min=0)),
+    "smooth": (ReLUBetaSmooth(3.0), lambda x, r: r * torch.sigmoid(3 * x)),
+}
+
+
+@pytest.mark.parametrize("name", ACTIVATION_RULES)
+def test_rules_of_activations_are_their_formulas(name):
+    rule, formula = ACTIVATION_RULES[name]
+    x, seed = rand(4, 5), rand(4, 5)
+    found = fxlrp.convert(nn.Sequential(nn.ReLU()), LayerMapComposite([(nn.ReLU, rule)]))(x, seed).relevance
+    torch.testing.assert_close(found, formula(x, seed), rtol=1e-10, atol=1e-10)
 
 
 # fxlrp's own defaults.
