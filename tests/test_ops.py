@@ -344,6 +344,8 @@ def relevance_of(change, x, features=None):
         lambda x: x * x.sigmoid(),
         lambda x: x.mean(1, keepdim=True).sigmoid() * x,
         lambda x: x * F.relu6(x + 3) / 6,
+        lambda x: x / (1 + x.square().sum(1, keepdim=True)),
+        lambda x: F.normalize(x, dim=1),
     ],
 )
 def test_relevance_passes_through_scales_and_gates(change):

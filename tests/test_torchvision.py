@@ -12,6 +12,7 @@ from torchvision.models.efficientnet import MBConvConfig
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.models.regnet import BlockParams
 from torchvision.models.resnet import BasicBlock, Bottleneck
+from torchvision.models.swin_transformer import PatchMergingV2, SwinTransformerBlockV2
 
 import fxlrp
 from fxlrp.testing import assert_conserves, trained
@@ -75,6 +76,19 @@ FAMILIES = {
     "SqueezeNet": (partial(tv.squeezenet1_1, num_classes=CLASSES), 32),
     "SwinTransformer": (
         lambda: tv.SwinTransformer([4, 4], 8, [2, 2], [2, 2], [2, 2], num_classes=CLASSES),
+        32,
+    ),
+    "SwinTransformerV2": (
+        lambda: tv.SwinTransformer(
+            [4, 4],
+            8,
+            [1, 2],
+            [2, 2],
+            [2, 2],
+            num_classes=CLASSES,
+            block=SwinTransformerBlockV2,
+            downsample_layer=PatchMergingV2,
+        ),
         32,
     ),
     "VGG": (vgg, 32),

@@ -118,7 +118,10 @@ def _product(node: fx.Node, slots: Slots) -> Rule:
 
 
 def _quotient(node: fx.Node, slots: Slots) -> Rule | None:
-    return _product(node, slots) if set(slots) == {(0, None)} else None
+    """What is divided by a value is normalized with it: as a normalization's deviation, that value is a constant."""
+    if set(slots) == {(0, None)}:
+        return _product(node, slots)
+    return Gate(signal=0) if (0, None) in slots else None
 
 
 register(
