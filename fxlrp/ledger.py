@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -76,7 +77,9 @@ class Row:
 
 
 def _relative(part: float, scale: float) -> float:
-    return abs(part) / scale if scale else (0.0 if part == 0 else float("inf"))
+    """`part` relative to `scale`; infinite if there is no telling, so that a NaN is never the smallest of all."""
+    found = abs(part) / scale if scale else (0.0 if part == 0 else math.inf)
+    return math.inf if math.isnan(found) else found
 
 
 @dataclass(frozen=True)
@@ -131,24 +134,12 @@ class Ledger:
         """
         names = ("module", "op", "rule", "in", "to inputs", "bias", "stabilizer", "definition", "rest")
         cells = [
-            (
-                row.path or "-",
-                row.op,
-                row.rule,
-                *(
-                    f"{value:.4g}"
-                    for value in (row.received, sum(row.to.values()), row.bias, row.stabilizer, row.definition)
-                ),
-                f"{row.rest:.1e}",
-            )
+            (row.path or "-", row.op, row.rule, *map("{:.4g}".format, _amounts(row)), f"{row.rest:.1e}")
             for row in self.worst[:limit]
         ]
         widths = [max(len(row[i]) for row in (names, *cells)) for i in range(len(names))]
-        aligned = [str.ljust] * 3 + [str.rjust] * 6
-        lines = [
-            "  ".join(align(*pair) for align, pair in zip(aligned, zip(row, widths, strict=True), strict=True)).rstrip()
-            for row in (names, *cells)
-        ]
+        layout = "  ".join(f"{{:{'<' if i < 3 else '>'}{width}}}" for i, width in enumerate(widths))
+        lines = [layout.format(*row) for row in (names, *cells)]
         arrived = ", ".join(f"{value:.4g} at {name}" for name, value in self.inputs.items())
         taken = {
             name: sum(getattr(row, name) for row in self.rows) for name in ("bias", "stabilizer", "definition", "rest")
@@ -162,6 +153,10 @@ class Ledger:
         more = len(self.rows) - len(cells)
         foot = [f"... and {more} more rows: table(None), or --rows 0, shows them"] if more else []
         return "\n".join([*head, lines[0], "-" * len(lines[0]), *lines[1:], *foot])
+
+
+def _amounts(row: Row) -> tuple[float, ...]:
+    return row.received, sum(row.to.values()), row.bias, row.stabilizer, row.definition
 
 
 def audit(twin: Twin, x: Tensor | tuple[Tensor, ...], target: Target = None) -> Ledger:
@@ -211,13 +206,17 @@ class _Values(fx.Interpreter):
 
 def _values(twin: Twin, program: Program, inputs: tuple[Tensor, ...], target: Target) -> dict[fx.Node, Any]:
     """The value of every node of the program's graph. The model's buffers are left as they were."""
-    rank = program.capture.output.meta["val"].ndim
-    if isinstance(target, Tensor) and target.is_floating_point() and target.ndim > rank:
-        raise TargetError("an audit is of one seed: give it one of the K")
+
+    def one_seed(output: Tensor) -> Tensor:
+        seed = seed_relevance(output, target)
+        if seed.ndim > output.ndim:
+            raise TargetError(f"an audit is of one seed: give it one of the {len(seed)}")
+        return seed
+
     buffers = {buffer: buffer.clone() for buffer in twin.model.buffers()}
     run = _Values(program.graph_module)
     try:
-        run.run(*inputs, target)
+        run.run(*inputs, one_seed)
     finally:
         for buffer, before in buffers.items():
             buffer.copy_(before)

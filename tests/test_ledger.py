@@ -390,6 +390,14 @@ def test_several_inputs_and_a_reused_layer():
     assert sum(row.path == "layer" for row in ledger.rows) == 3
 
 
+def test_a_nan_is_a_leak():
+    """A stabilizer that scales with the norm gives 0 / 0 where all is zero, in zennit as here."""
+    layer = nn.Linear(3, 2, bias=False).double()
+    twin = fxlrp.convert(nn.Sequential(layer), composite_of(zr.Epsilon(Stabilizer(0.1, norm_scale=True))))
+    ledger = fxlrp.audit(twin, torch.zeros(1, 3).double(), torch.ones_like)
+    assert ledger.leak == float("inf")
+
+
 def test_training_mode_leaves_the_statistics(residual):
     model = trained(Residual()).train()
     before = [buffer.clone() for buffer in model.buffers()]
@@ -410,6 +418,8 @@ def test_bad_input(residual):
     twin = fxlrp.convert(residual, EpsilonPlus())
     with pytest.raises(errors.TargetError, match="one seed"):
         fxlrp.audit(twin, rand(2, 3, 6, 6), rand(5, 2, 3))
+    with pytest.raises(errors.TargetError, match="one of the 5"):
+        fxlrp.audit(twin, rand(2, 3, 6, 6), lambda out: rand(5, 2, 3))
     with pytest.raises(errors.InputError, match="NaN"):
         fxlrp.audit(twin, rand(2, 3, 6, 6) / 0)
     with pytest.raises(errors.TargetError):

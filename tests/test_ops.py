@@ -129,16 +129,20 @@ def call_of(target, *args, **kwargs):
 
 
 @pytest.mark.parametrize("case", CALLS, ids=lambda case: getattr(case[0], "__name__", str(case[0])))
-def test_transposes_are_the_dense_jacobians(case):
+def test_transposes_and_derivatives_are_the_dense_jacobians(case):
     call = call_of(*case)
     value = call.run()
     gradient = torch.randn_like(value)
     jacobians = torch.autograd.functional.jacobian(lambda *xs: call.with_inputs(xs).run(), call.inputs)
     found = call.vjp(gradient)
+    tangents = [torch.randn_like(x) for x in call.inputs]
+    pushed = torch.zeros(value.numel(), dtype=torch.float64)
     assert len(found) == len(call.slots) == len(jacobians)
-    for ours, jacobian, x in zip(found, jacobians, call.inputs, strict=True):
-        dense = gradient.flatten() @ jacobian.reshape(value.numel(), x.numel())
-        torch.testing.assert_close(ours.flatten(), dense, rtol=1e-10, atol=1e-10)
+    for ours, jacobian, x, tangent in zip(found, jacobians, call.inputs, tangents, strict=True):
+        matrix = jacobian.reshape(value.numel(), x.numel())
+        torch.testing.assert_close(ours.flatten(), gradient.flatten() @ matrix, rtol=1e-10, atol=1e-10)
+        pushed += matrix @ tangent.flatten()
+    torch.testing.assert_close(call.jvp(tangents).flatten(), pushed, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("target", [aten.split.Tensor, aten.chunk.default, aten.unbind.int])
