@@ -71,8 +71,6 @@ _structural(
     aten.squeeze.dims,
     aten.contiguous.default,
     aten.clone.default,
-    aten.alias.default,
-    aten.detach.default,
     vjp=_reshape_vjp,
 )
 _structural(aten.permute.default, vjp=_permute_vjp)
