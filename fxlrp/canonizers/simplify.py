@@ -28,7 +28,7 @@ def _does_nothing(node: fx.Node) -> bool:
 
 
 def remove_no_ops(graph_module: fx.GraphModule) -> None:
-    """Remove ops whose value is their input: aliases, detached values, slices of everything, dropout that drops none."""
+    """Remove ops whose value is their input: aliases, detached values, whole slices, dropout that drops nothing."""
     for node in list(graph_module.graph.nodes):
         if node.op == "call_function" and _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
