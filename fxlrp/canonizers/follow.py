@@ -123,6 +123,16 @@ def thresholds(scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class Follower:
+    """Follows affine maps through a graph, node by node in its order, and writes the bases and shifts into it.
+
+    Parameters
+    ----------
+    graph_module : fx.GraphModule
+        Batch norms are read as `affine`.
+    threshold_relu : bool
+        Whether maps are moved through ReLUs.
+    """
+
     def __init__(self, graph_module: fx.GraphModule, threshold_relu: bool) -> None:
         self._module, self.graph = graph_module, graph_module.graph
         self._threshold_relu = threshold_relu
