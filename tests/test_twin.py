@@ -249,7 +249,8 @@ def test_autocast():
         assert relative(out.output.float(), expected.float()) < 0.02
         assert out.relevance.dtype == torch.float32
         assert relative(out.relevance, exact.relevance) < 0.1
-        assert relative(out.relevance.sum(), exact.relevance.sum()) < 0.02
+        # Of what is there in all: positive and negative relevance nearly cancel.
+        assert (out.relevance - exact.relevance).sum().abs() < 0.02 * exact.relevance.abs().sum()
     out.relevance.square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 
