@@ -143,7 +143,8 @@ def table(results: dict[str, Figures]) -> str:
     """The results as Markdown."""
     lines = [f"| model | {' | '.join(COLUMNS.values())} |", "| --- " * (len(COLUMNS) + 1) + "|"]
     for name, found in sorted(results.items()):
-        cells = [_cell(found.get(column)) for column in COLUMNS] if "f" in found else [found["error"]]
+        known = "f" in found
+        cells = [_cell(found[key]) if key in found else "" for key in COLUMNS] if known else [found["error"]]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     within = {
         peer: sum(found.get(peer) is not None and found[peer] <= 1e-2 for found in results.values())
