@@ -12,8 +12,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from torch import fx, nn
+from zennit import rules as zr
+from zennit.composites import LayerMapComposite
+from zennit.layer import Sum
+from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 import fxlrp
+import fxlrp.twin
 from fxlrp.canonizers import passes
 from fxlrp.canonizers.batch_norm import batch_norm_affine, batch_statistics_affine
 from fxlrp.capture import capture
@@ -110,6 +115,39 @@ def test_other_composites_do_not_leak(count):
     def check(case, composite):
         model, x = case
         assert_conserves(fxlrp.convert(model, composite, unmatched="error"), x, 1, unconserved=None)
+
+    check()
+
+
+def layer_map(rule):
+    base = [(Activation, zr.Pass()), (Sum, zr.Norm()), (AvgPool, zr.Norm()), (BatchNorm, zr.Pass())]
+    return LayerMapComposite([*base, (Linear, rule)])
+
+
+CONSERVING = [zr.Epsilon(), zr.ZPlus(), zr.Gamma(), zr.Flat(), zr.WSquare(), zr.ZBox(-3.0, 3.0), zr.Norm()]
+OTHERS = [zr.AlphaBeta(2, 1), zr.AlphaBeta(1, 0), zr.AlphaBeta(1.5, 0.5)]
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(50, marks=pytest.mark.slow)])
+def test_every_rule_on_every_network(monkeypatch, count):
+    """Each network under each rule, not under one that is drawn; it is captured once."""
+    captures = {}
+
+    def once(model, inputs, output=None):
+        # The model is kept beside its capture, so that its id is no other's.
+        return captures.setdefault(id(model), (model, capture(model, inputs, output)))[1]
+
+    monkeypatch.setattr(fxlrp.twin, "capture", once)
+
+    @examples(count)
+    @given(cases())
+    def check(case):
+        model, x = case
+        for rule in CONSERVING:
+            assert_conserves(fxlrp.convert(model, layer_map(rule), trainable=True), x, 1)
+        for rule in OTHERS:
+            assert_conserves(fxlrp.convert(model, layer_map(rule), trainable=True), x, 1, unconserved=None)
+        captures.clear()
 
     check()
 
