@@ -102,11 +102,14 @@ def carriers(sources: Iterable[fx.Node]) -> set[fx.Node]:
 
 def drop_dead_code(graph: fx.Graph) -> None:
     """Erase, in place, every node that nothing reads, except placeholders and what writes to the model's buffers."""
-    writes = (torch.ops.aten.copy_.default, torch.ops.aten.batch_norm.default)
     for node in reversed(list(graph.nodes)):
-        if node.op in ("placeholder", "output") or node.users or node.target in writes:
+        if node.op in ("placeholder", "output") or node.users or _writes_buffers(node):
             continue
         graph.erase_node(node)
+
+
+def _writes_buffers(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.copy_.default or getattr(node.target, "writes_buffers", False)
 
 
 def call(like: fx.Node, target: Callable[..., Any], *args: Any, name: str | None = None, **kwargs: Any) -> fx.Node:

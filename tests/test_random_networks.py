@@ -20,7 +20,8 @@ from zennit.types import Activation, AvgPool, BatchNorm, Linear
 import fxlrp
 import fxlrp.twin
 from fxlrp.canonizers import passes
-from fxlrp.canonizers.batch_norm import batch_norm_affine, batch_statistics_affine
+from fxlrp.canonizers.batch_norm import inverse_deviation
+from fxlrp.canonizers.statistics import batch_norm_with_statistics
 from fxlrp.capture import capture
 from fxlrp.graph import drop_dead_code, is_known, unwrap
 from fxlrp.testing import assert_conserves, composites, inputs, networks
@@ -28,7 +29,6 @@ from fxlrp.testing.assertions import relative
 
 aten = torch.ops.aten
 BATCH_NORMS = (
-    aten.batch_norm.default,
     aten._native_batch_norm_legit_no_training.default,
     aten._native_batch_norm_legit_functional.default,
     aten._native_batch_norm_legit.no_stats,
@@ -202,8 +202,8 @@ def test_batch_norms_depend_on_nothing_else():
         model, x = case
         found = fxlrp.canonize(model, x, trainable=True)
         targets = [unwrap(node)[0] for node in found.graph.nodes if node.op == "call_function"]
-        assert batch_statistics_affine not in targets
-        statistics = [node for node in found.graph.nodes if node.target is batch_norm_affine]
+        assert batch_norm_with_statistics not in targets
+        statistics = [node for node in found.graph.nodes if node.target is inverse_deviation]
         assert all(operand.op == "get_attr" for node in statistics for operand in node.all_input_nodes)
 
     check()

@@ -17,9 +17,9 @@ from ..graph import drop_dead_code
 from .absorb import absorb_affine_maps
 from .batch_norm import (
     fold_batch_norms,
+    give_statistics_out,
     read_batch_norms_as_affine,
     read_frozen_batch_norms_as_affine,
-    write_statistics_in_place,
 )
 from .constants import fold_constants
 from .padding import join_padding_to_its_convolution
@@ -44,7 +44,7 @@ def passes(*, threshold_relu: bool = True) -> tuple[Pass, ...]:
         read_copies_as_written,
         read_dropout_as_product,
         join_padding_to_its_convolution,
-        write_statistics_in_place,
+        give_statistics_out,
         read_batch_norms_as_affine,
         read_frozen_batch_norms_as_affine,
         fold_batch_norms,

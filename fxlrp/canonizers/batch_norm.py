@@ -19,14 +19,15 @@ from torch import Tensor, fx
 from ..graph import call, is_known, known, module_path, parameter_expressions, unpack, unwrap
 from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, affine
 from .report import Fold, mark
+from .statistics import batch_norm_with_statistics
 
 __all__ = [
     "fold_batch_norms",
+    "give_statistics_out",
     "groups_of",
     "read_batch_norms_as_affine",
     "read_frozen_batch_norms_as_affine",
     "scaled_weight",
-    "write_statistics_in_place",
 ]
 
 aten = torch.ops.aten
@@ -37,78 +38,77 @@ _NO_STATS = aten._native_batch_norm_legit.no_stats
 
 
 def batch_norm_affine(
-    mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    mean: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of the affine map that a batch norm with these statistics is.
 
     Parameters
     ----------
-    mean, var : Tensor
-        Statistics, shape (C,).
+    mean, inverse : Tensor
+        Statistics, shape (C,); the second is ``(var + eps)^(-1/2)``.
     weight, bias : Tensor or None
         The batch norm's own parameters, shape (C,).
-    eps : float
-        Added to the variance.
     """
-    scale = (var + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
+    scale = inverse if weight is None else inverse * weight
     shift = -mean * scale
     return scale, shift if bias is None else shift + bias
 
 
-def batch_statistics_affine(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """The same with the batch's own statistics (the biased variance), for training mode.
-
-    Parameters
-    ----------
-    x : Tensor
-        The batch norm's input, shape (B, C, ...).
-    """
-    var, mean = torch.var_mean(x, dim=[0, *range(2, x.ndim)], correction=0)
-    return batch_norm_affine(mean, var, weight, bias, eps)
+def inverse_deviation(var: Tensor, eps: float) -> Tensor:
+    """``(var + eps)^(-1/2)``."""
+    return (var + eps).rsqrt()
 
 
-def write_statistics_in_place(graph_module: fx.GraphModule) -> None:
-    """Let a batch norm in training mode update its running statistics itself, as the model's does.
+def give_statistics_out(graph_module: fx.GraphModule) -> None:
+    """Write a batch norm in training mode as one op that gives its statistics out and updates the running ones itself.
 
-    The functional form, which gives the new statistics out to be copied, keeps the old ones for the backward pass.
+    The functional form, which gives new running statistics out to be copied, keeps the old ones for the backward pass.
     """
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if node.target is not _TRAIN:
+        if node.target is _TRAIN:
+            x, weight, bias, running_mean, running_var, _, momentum, eps = node.args
+        elif node.target is _NO_STATS:
+            x, weight, bias, _, momentum, eps = node.args
+            running_mean = running_var = None
+        else:
             continue
         items = {user.args[1]: user for user in node.users if user.target is operator.getitem}
-        x, weight, bias, mean, var, training, momentum, eps = node.args
         with graph.inserting_before(node):
-            new = call(node, aten.batch_norm.default, x, weight, bias, mean, var, training, momentum, eps, True)
-        for index, statistic in ((3, mean), (4, var)):
+            new = call(
+                node, batch_norm_with_statistics, x, weight, bias, running_mean, running_var, momentum, eps
+            )
+        for index, statistic in ((3, running_mean), (4, running_var)):
+            if index not in items or statistic is None:
+                continue
             for user in list(items[index].users):
                 if user.target is aten.copy_.default:
                     graph.erase_node(user)
             # A batch norm that is called again goes on from the updated ones.
             items[index].replace_all_uses_with(statistic)
-        if 0 in items:
-            items[0].replace_all_uses_with(new)
+        for index in set(items) & {0, 1, 2}:
+            items[index].replace_input_with(node, new)
 
 
 def read_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
     """Replace each batch norm by `affine`; in training mode its value stays, read as `affine`."""
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if node.target not in (_EVAL, _NO_STATS, aten.batch_norm.default):
+        if node.target not in (_EVAL, batch_norm_with_statistics):
             continue
-        value = node
-        if node.target is not aten.batch_norm.default:
-            value = next((user for user in node.users if user.target is operator.getitem and user.args[1] == 0), None)
+        value = next((user for user in node.users if user.target is operator.getitem and user.args[1] == 0), None)
         if value is None:
             continue
         x, weight, bias = node.args[:3]
-        eps = node.args[7] if value is node else node.args[-1]
-        with graph.inserting_after(value):
-            if node.target is _EVAL:
-                pair = call(node, batch_norm_affine, node.args[3], node.args[4], weight, bias, eps)
-            else:
-                pair = call(node, batch_statistics_affine, x, weight, bias, eps)
+        if node.target is _EVAL:
+            with graph.inserting_after(value):
+                inverse = call(node, inverse_deviation, node.args[4], node.args[-1])
+            mean, last = node.args[3], inverse
+        else:
+            _, mean, inverse = unpack(node, f"{value.name}_value", f"{value.name}_mean", f"{value.name}_inverse")
+            last = value
+        with graph.inserting_after(last):
+            pair = call(node, batch_norm_affine, mean, inverse, weight, bias)
         scale, shift = unpack(pair, f"{value.name}_scale", f"{value.name}_shift")
         with graph.inserting_after(shift):
             if node.target is _EVAL:

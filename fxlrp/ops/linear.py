@@ -89,6 +89,53 @@ register(
 )
 
 
+class _Transposed(torch.autograd.Function):
+    """The transpose of a convolution, ``c = W^T s``, with derivatives at the cost of a convolution's own.
+
+    From ``<g, W^T s> = <W g, s>``: the derivative along ``s`` is the convolution of ``g``, the one along ``W`` is the
+    weight gradient of the convolution at ``g``. PyTorch's double backward computes the latter as a convolution with
+    a kernel as large as the image.
+    """
+
+    @staticmethod
+    def forward(gradient: Tensor, weight: Tensor, shape: Sequence[int], geometry: tuple[Any, ...]) -> Tensor:
+        # The backward op reads the input's shape alone: values are not to be kept, nor cast, for it.
+        like = gradient.new_empty(()).expand(shape)
+        return aten.convolution_backward(gradient, like, weight, None, *geometry, [True, False, False])[0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[0], inputs[1])
+        ctx.geometry = inputs[3]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (g,), (gradient, weight), geometry = grads, ctx.saved_tensors, ctx.geometry
+        of_gradient = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_gradient = aten.convolution(g, weight, None, *geometry)
+        if ctx.needs_input_grad[1]:
+            _, of_weight, _ = aten.convolution_backward(gradient, g, weight, None, *geometry, [False, True, False])
+        return of_gradient, of_weight, None, None
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], gradient: Tensor, weight: Tensor, shape: Any, geometry: Any) -> Any:
+        """Several gradients are one batch: the derivative along the weight is not taken for each of them."""
+        if in_dims[1] is not None:
+            parts = [
+                _Transposed.apply(g, w, shape, geometry)
+                for g, w in zip(_each_of(gradient, in_dims[0], info), _each_of(weight, in_dims[1], info), strict=True)
+            ]
+            return torch.stack(parts), 0
+        gradient = gradient.movedim(in_dims[0], 0)
+        found = _Transposed.apply(gradient.flatten(0, 1), weight, (gradient.shape[0] * shape[0], *shape[1:]), geometry)
+        return found.unflatten(0, (gradient.shape[0], -1)), 0
+
+
+def _each_of(value: Tensor, dim: int | None, info: Any) -> Sequence[Tensor]:
+    return [value] * info.batch_size if dim is None else value.unbind(dim)
+
+
 def _input_gradient(
     call: Call,
     gradient: Tensor,
@@ -101,22 +148,9 @@ def _input_gradient(
     groups: int,
 ) -> tuple[Tensor]:
     x, weight = call.args[0], call.args[1].to(gradient.dtype)
-    # The backward op reads the input's shape alone: values are not to be kept, nor cast, for it.
-    shape_of_x = torch.empty((), dtype=gradient.dtype, device=gradient.device).expand(x.shape)
-    found, _, _ = aten.convolution_backward(
-        gradient,
-        shape_of_x,
-        weight,
-        None,
-        stride,
-        padding,
-        dilation,
-        transposed,
-        output_padding,
-        groups,
-        [True, False, False],
-    )
-    return (found,)
+    geometry = (stride, padding, dilation, transposed, output_padding, groups)
+    transpose = _Transposed.apply if torch.is_grad_enabled() else _Transposed.forward
+    return (transpose(gradient, weight, tuple(x.shape), geometry),)
 
 
 def _convolution_vjp(n: int) -> Callable[[Call, Tensor], tuple[Tensor, ...]]:
