@@ -9,12 +9,12 @@ from typing import Any
 
 import zennit.rules
 from torch import Tensor, fx, nn
-from zennit.core import Composite, Hook
+from zennit.core import BasicHook, Composite, Hook
 
 from .composites import check_names
 from .errors import CaptureError, CompositeError, RuleError, UnsupportedOpError
 from .graph import carriers, is_known, module_calls, module_path, name_of_target, unwrap, where
-from .rules.base import Gradient, Pass, Rule
+from .rules.base import Gradient, Pass, Rule, Transpose
 from .rules.basic import BasicRule, is_basic
 from .rules.hook import HookRule
 from .vocabulary import Op, Slot, lookup, slots_of
@@ -32,7 +32,12 @@ class Step:
 
 
 def assign(
-    graph: fx.Graph, modules: Mapping[str, nn.Module], composite: Composite, *, unmatched: str = "error"
+    graph: fx.Graph,
+    modules: Mapping[str, nn.Module],
+    composite: Composite | None,
+    *,
+    unmatched: str = "error",
+    last: BasicHook | None = None,
 ) -> list[Step]:
     """The steps of the relevance pass, in the order of the forward pass.
 
@@ -46,10 +51,13 @@ def assign(
         A canonical graph.
     modules : dict of str to nn.Module
         The model's modules by path.
-    composite : zennit.core.Composite
-        Says which rule an op gets.
+    composite : zennit.core.Composite or None
+        Says which rule an op gets. None: the plain gradient, for every op.
     unmatched : {"error", "gradient"}
         What to do with an op that the vocabulary does not have.
+    last : BasicHook or None
+        The rule of the op that gives the output, whatever the composite says. Structure, and what passes relevance
+        unchanged, may stand between that op and the output.
 
     Raises
     ------
@@ -62,24 +70,35 @@ def assign(
     UnsupportedOpError
         If relevance reaches an op that the vocabulary does not have, or has no rule for.
     """
-    if modules:
+    if modules and composite is not None:
         check_names(composite, modules)
     (output,) = next(node for node in graph.nodes if node.op == "output").args
     active = carriers(node for node in graph.nodes if node.op == "placeholder" and _is_floating(node))
     if output not in active:
         raise CaptureError("the output that is explained does not depend on any floating-point input")
-    given, non_negative = _offer(graph, active, _Offers(composite, modules))
+    given, non_negative = _offer(graph, active, None if composite is None else _Offers(composite, modules))
     steps: list[Step] = []
-    reached = {output}
+    reached, final = {output}, {output}
     for node in reversed(graph.nodes):
         if node not in reached or node.op != "call_function":
             continue
         if node.target is operator.getitem:
             reached.add(node.args[0])
+            final |= {node.args[0]} if node in final else set()
             continue
         op = _entry(node, active, unmatched)
         operands = slots_of(node, op, lambda operand: operand in active and _is_floating(operand))
-        rule = _rule_of(*given[node], node, operands) if node in given else _default(node, op, operands)
+        if composite is None:
+            rule = Gradient()
+        elif node in given:
+            rule = _rule_of(*given[node], node, operands)
+        else:
+            rule = _default(node, op, operands)
+        if last is not None and node in final:
+            if isinstance(rule, Pass | Transpose):
+                final.update(operands.values())
+            else:
+                rule = BasicRule(last.copy())
         operands = {slot: operands[slot] for slot in rule.receivers(list(operands))}
         _place(rule, node, op, operands, all(operand in non_negative for operand in operands.values()))
         steps.append(Step(node, rule, operands))
@@ -88,7 +107,7 @@ def assign(
 
 
 def _offer(
-    graph: fx.Graph, active: set[fx.Node], offers: _Offers
+    graph: fx.Graph, active: set[fx.Node], offers: _Offers | None
 ) -> tuple[dict[fx.Node, tuple[Hook, nn.Module]], set[fx.Node]]:
     """What the composite gives to the ops, in the order of execution; and which values are known to be non-negative."""
     given: dict[fx.Node, tuple[Hook, nn.Module]] = {}
@@ -105,9 +124,10 @@ def _offer(
         inputs = slots_of(node, op, lambda operand: True).values()
         if op.non_negative(node, all(operand in non_negative for operand in inputs)):
             non_negative.add(node)
-        if node in active and (found := offers.rule(node, op)) is not None:
+        if offers is not None and node in active and (found := offers.rule(node, op)) is not None:
             given[node] = found
-    offers.check()
+    if offers is not None:
+        offers.check()
     return given, non_negative
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from .assign import Step
 from .errors import ModulePathError
 from .graph import module_calls, unwrap
+from .ops.linear import scaled_weight
 from .rules.basic import BasicRule
 from .seeds import seed_relevance
 from .vocabulary import Op, Slot, lookup
@@ -44,7 +45,12 @@ class Written:
 
 
 def emit(
-    graph_module: fx.GraphModule, steps: Sequence[Step], *, record: Sequence[str] = (), constant: bool
+    graph_module: fx.GraphModule,
+    steps: Sequence[Step],
+    *,
+    record: Sequence[str] = (),
+    constant: bool,
+    times_input: bool = False,
 ) -> list[Written]:
     """Add the relevance pass to a canonical graph, in place.
 
@@ -61,6 +67,8 @@ def emit(
         Module paths whose input's relevance is wanted.
     constant : bool
         Whether parameters are constants, so that rules can modify them once.
+    times_input : bool
+        Whether what the rules propagate is to be multiplied with the value where it arrives, and where it is recorded.
 
     Raises
     ------
@@ -79,11 +87,11 @@ def emit(
     with graph.inserting_after(inputs[-1]):
         target = graph.placeholder("target", default_value=None)
     with graph.inserting_before(end):
-        writer = _Writer(graph_module, steps, constant)
+        writer = _Writer(graph_module, steps, constant, times_input)
         writer.add(output, None, graph.create_node("call_function", seed_relevance, (output, target), name="seed"))
         for step in reversed(steps):
             writer.take_on(step)
-        relevance = [writer.total(node) for node in inputs]
+        relevance = [writer.arrived(node) for node in inputs]
         recorded = {path: writer.at_input_of(path) for path in record}
         graph.output((output, tuple(relevance), recorded))
     graph.erase_node(end)
@@ -93,7 +101,8 @@ def emit(
 class _Writer:
     """Keeps, while the pass is written, what relevance each node has received, and from which step."""
 
-    def __init__(self, graph_module: fx.GraphModule, steps: Sequence[Step], constant: bool) -> None:
+    def __init__(self, graph_module: fx.GraphModule, steps: Sequence[Step], constant: bool, times_input: bool) -> None:
+        self._times_input = times_input
         self._module, self._graph, self._constant = graph_module, graph_module.graph, constant
         self._givers = Counter(operand for step in steps for operand in step.operands.values())
         self._received: dict[fx.Node, list[tuple[fx.Node | None, fx.Node]]] = defaultdict(list)
@@ -109,6 +118,16 @@ class _Writer:
         if node not in self._totals and node in self._received:
             self._totals[node] = self._sum([part for _, part in self._received[node]], f"R_{node.name}")
         return self._totals.get(node)
+
+    def arrived(self, node: fx.Node) -> fx.Node | None:
+        """The relevance of `node`, an input."""
+        total = self.total(node)
+        return total if total is None else self._relevance_at(node, total)
+
+    def _relevance_at(self, node: fx.Node, found: fx.Node) -> fx.Node:
+        if not self._times_input:
+            return found
+        return self._graph.create_node("call_function", operator.mul, (found, node), name=f"R_at_{node.name}")
 
     def _sum(self, parts: Sequence[fx.Node], name: str) -> fx.Node:
         total = parts[0]
@@ -149,6 +168,8 @@ class _Writer:
         if rule.passes:
             return {slots[0]: relevance}
         _, args, kwargs = unwrap(node)
+        if rule.only_transposes and not self._constant:
+            args, kwargs = _with_scale_outside(rule.op, args, kwargs)
         path = f"{node.name}_{rule.name}"
         self._module.add_submodule(path, rule)
         if isinstance(rule, BasicRule):
@@ -181,13 +202,29 @@ class _Writer:
             for consumer, part in self._received.get(operand, ()):
                 for call in _calls_of(consumer, path) - _calls_of(operand, path):
                     shares[call][operand].append(part)
-        found = [self._sum(parts, f"R_at_{path}") for operands in shares.values() for parts in operands.values()]
+        found = [
+            self._relevance_at(operand, self._sum(parts, f"R_at_{path}"))
+            for operands in shares.values()
+            for operand, parts in operands.items()
+        ]
         if not found:
             raise ModulePathError(
                 f"there is no relevance at the input of '{path}': in the graph, this module has no ops of its own that "
                 "relevance goes through (it may do nothing, be folded into another, or not be called)"
             )
         return found[0] if len(found) == 1 else tuple(found)
+
+
+def _with_scale_outside(
+    op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of a linear layer that a batch norm was folded into, with the weight as it was before."""
+    position = op.params.get("weight", len(args))
+    weight = args[position] if position < len(args) else None
+    if not isinstance(weight, fx.Node) or weight.target is not scaled_weight:
+        return args, kwargs
+    inner, scale, *_ = weight.args
+    return (*args[:position], inner, *args[position + 1 :]), kwargs | {"channel_scale": scale}
 
 
 def _calls_of(node: fx.Node | None, path: str) -> set[str]:

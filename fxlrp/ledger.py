@@ -214,7 +214,7 @@ def _values(twin: Twin, program: Program, inputs: tuple[Tensor, ...], target: Ta
         return seed
 
     buffers = {buffer: buffer.clone() for buffer in twin.model.buffers()}
-    run = _Values(program.graph_module)
+    run = _Values(program.passes[0].whole)
     try:
         run.run(*inputs, one_seed)
     finally:
@@ -224,14 +224,14 @@ def _values(twin: Twin, program: Program, inputs: tuple[Tensor, ...], target: Ta
 
 
 def _account(program: Program, values: Mapping[fx.Node, Any]) -> Ledger:
-    nodes = list(program.graph_module.graph.nodes)
+    nodes = list(program.passes[0].whole.graph.nodes)
     result: Any = nodes[-1].args[0]
     output, relevances, _ = result
     seed = values[next(node for node in nodes if node.target is seed_relevance)]
     received: dict[fx.Node, list[Tensor]] = defaultdict(list)
     received[output].append(seed)
     rows = []
-    for written in program.written:
+    for written in program.passes[0].written:
         rows.append(_row(written, values, received))
         for slot, share in written.sent.items():
             received[written.step.operands[slot]].append(values[share])

@@ -1,9 +1,10 @@
-"""A program: a capture with its relevance pass written into it, and how it is run for one seed or many."""
+"""A program: a capture with its relevance passes written into it, and how it is run for one seed or many."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -12,31 +13,128 @@ from torch.fx.node import map_arg
 
 from .capture import Capture
 from .emit import Written
+from .graph import drop_dead_code, is_known
 from .seeds import Target, seed_relevance
 
-__all__ = ["Program"]
+__all__ = ["Program", "RelevancePass"]
+
+Found = tuple[tuple[Tensor | None, ...], dict[str, Any]]
+
+
+class RelevancePass:
+    """A forward pass with the relevance pass of one method behind it.
+
+    Parameters
+    ----------
+    whole : fx.GraphModule
+        The canonical graph with the relevance pass. It holds values in several readings (`fxlrp.graph.known`): the
+        ledger speaks of these.
+    written : sequence of Written
+        The steps, as nodes of `whole`.
+
+    Attributes
+    ----------
+    graph_module : fx.GraphModule
+        What runs: the same without the other readings, and without what only these would need.
+    """
+
+    def __init__(self, whole: fx.GraphModule, written: Sequence[Written]) -> None:
+        self.whole, self.written = whole, written
+        graph = _without_readings(whole.graph)
+        drop_dead_code(graph)
+        self.graph_module = fx.GraphModule(whole, graph, "Twin")
+
+    @cached_property
+    def relevance_half(self) -> tuple[fx.GraphModule, list[int]]:
+        """Seed and values to (relevances, recorded); and the numbers of these values in the canonical graph."""
+        nodes = list(self.graph_module.graph.nodes)
+        start = next(i for i, node in enumerate(nodes) if node.target is seed_relevance)
+        before, after = nodes[:start], nodes[start + 1 : -1]
+        later = set(after)
+        result: Any = nodes[-1].args[0]
+        _, relevance, recorded = result
+        saved = [node for node in before if node.op != "get_attr" and any(user in later for user in node.users)]
+        graph, copies = fx.Graph(), {}
+        copies[nodes[start]] = graph.placeholder("seed")
+        copies |= {node: graph.placeholder(node.name) for node in saved}
+        copies |= {node: graph.node_copy(node) for node in before if node.op == "get_attr"}
+        for node in after:
+            copies[node] = graph.node_copy(node, lambda n: copies[n])
+        # An input that no relevance reaches stays without one.
+        graph.output(map_arg((relevance, recorded), lambda n: copies[n]))
+        drop_dead_code(graph)
+        return fx.GraphModule(self.graph_module, graph, "Relevance"), [node.meta["number"] for node in saved]
 
 
 @dataclass
 class Program:
-    """A capture with its relevance pass, and the two halves of it (made when they are needed)."""
+    """A capture with its relevance passes: one for each method of explanation.
+
+    Attributes
+    ----------
+    capture : Capture
+        The model's graph.
+    fingerprint : tuple
+        What another capture shares if this program can stand for it.
+    canonical : fx.GraphModule
+        The canonical forward pass, its nodes numbered.
+    passes : sequence of RelevancePass
+        The same with each method's relevance pass.
+    """
 
     capture: Capture
     fingerprint: tuple[Any, ...]
-    graph_module: fx.GraphModule
-    written: Sequence[Written]
-    _halves: tuple[fx.GraphModule, fx.GraphModule] | None = None
+    canonical: fx.GraphModule
+    passes: Sequence[RelevancePass]
+
+    @staticmethod
+    def number(canonical: fx.GraphModule) -> None:
+        """Number the nodes of a canonical graph: by this they are found again in its copies, which rename them."""
+        for number, node in enumerate(canonical.graph.nodes):
+            node.meta["number"] = number
+
+    @property
+    def graph_module(self) -> fx.GraphModule:
+        """Forward and relevance pass of the first method."""
+        return self.passes[0].graph_module
 
     @property
     def size_bound(self) -> bool:
         """Whether it speaks for one spatial size alone, even if the capture of another one is the same graph."""
-        return bool(self.graph_module.meta.get("size_bound"))
+        return bool(self.canonical.meta.get("size_bound"))
 
-    def _two_halves(self) -> tuple[fx.GraphModule, fx.GraphModule]:
-        """Forward half: inputs to (output, values); relevance half: seed and values to (relevances, recorded)."""
-        if self._halves is None:
-            self._halves = _split(self.graph_module)
-        return self._halves
+    @cached_property
+    def _forward_half(self) -> fx.GraphModule:
+        """Inputs to (output, values that the relevance halves take, by number)."""
+        graph = _without_readings(self.canonical.graph)
+        end = next(node for node in graph.nodes if node.op == "output")
+        wanted = {number for each in self.passes for number in each.relevance_half[1]}
+        values = {node.meta["number"]: node for node in graph.nodes if node.meta.get("number") in wanted}
+        end.args = ((end.args[0], values),)
+        drop_dead_code(graph)
+        return fx.GraphModule(self.canonical, graph, "Forward")
+
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[int, Any]]:
+        """The model's output, and the values that `relevance` needs."""
+        return self._forward_half(*inputs)
+
+    def relevance(self, values: dict[int, Any], seed: Tensor, method: int = 0) -> Found:
+        """Relevance of each input and what was recorded, from a seed of the output's shape or K of them (K in front).
+
+        Parameters
+        ----------
+        values : dict
+            From `forward`.
+        seed : Tensor
+            Relevance of the output.
+        method : int
+            Which pass.
+        """
+        half, numbers = self.passes[method].relevance_half
+        saved = [values[number] for number in numbers]
+        if seed.ndim == self.capture.output.meta["val"].ndim:
+            return half(seed, *saved)
+        return torch.vmap(lambda each: half(each, *saved), randomness="different")(seed)
 
     def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Any]:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
@@ -44,34 +142,14 @@ class Program:
         given = isinstance(target, Tensor) and target.is_floating_point()
         if not (callable(target) or given) or (isinstance(target, Tensor) and target.ndim == rank):
             return self.graph_module(*inputs, target)
-        forward, relevance = self._two_halves()
-        output, saved = forward(*inputs)
-        start = seed_relevance(output, target)
-        if start.ndim == rank:
-            return output, *relevance(start, *saved)
-        found = torch.vmap(lambda each: relevance(each, *saved), randomness="different")(start)
-        return output, *found
+        output, values = self.forward(inputs)
+        return output, *self.relevance(values, seed_relevance(output, target))
 
 
-def _split(whole: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
-    nodes = list(whole.graph.nodes)
-    start = next(i for i, node in enumerate(nodes) if node.target is seed_relevance)
-    before, after = nodes[:start], nodes[start + 1 : -1]
-    later = set(after)
-    result: Any = nodes[-1].args[0]
-    output, relevance, recorded = result
-    saved = [node for node in before if node.op != "get_attr" and any(user in later for user in node.users)]
-    forward, copies = fx.Graph(), {}
-    for node in before:
-        if node.target != "target":
-            copies[node] = forward.node_copy(node, lambda n: copies[n])
-    forward.output((copies[output], tuple(copies[n] for n in saved)))
-    backward = fx.Graph()
-    copies = {nodes[start]: backward.placeholder("seed")}
-    copies |= {node: backward.placeholder(node.name) for node in saved}
-    copies |= {n: backward.node_copy(n) for n in before if n.op == "get_attr"}
-    for node in after:
-        copies[node] = backward.node_copy(node, lambda n: copies[n])
-    # An input that no relevance reaches stays without one.
-    backward.output(map_arg((relevance, recorded), lambda n: copies[n]))
-    return fx.GraphModule(whole, forward, "Forward"), fx.GraphModule(whole, backward, "Relevance")
+def _without_readings(whole: fx.Graph) -> fx.Graph:
+    """A copy in which each value is read as itself."""
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in whole.nodes:
+        copies[node] = copies[node.args[0]] if is_known(node) else graph.node_copy(node, lambda n: copies[n])
+    return graph

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import difflib
 import inspect
 import re
 from collections.abc import Callable, Sequence
@@ -15,18 +13,14 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from zennit.core import Composite
 
-from . import composites, ops
-from .assign import assign
-from .canonizers import canonize_graph, fold_constants
-from .capture import Capture, Output, capture, snapshot
-from .emit import Written, emit
+from . import composites
+from .capture import Output, snapshot
 from .errors import FxlrpError, InputError, ModulePathError
 from .program import Program
+from .programs import Method, Programs
 from .seeds import Target
 
 __all__ = ["Explanation", "Twin", "check_finite", "convert", "explain"]
-
-_ = ops  # Importing the package fills the vocabulary.
 
 
 class Explanation(NamedTuple):
@@ -71,18 +65,17 @@ class Twin(nn.Module):
         self.trainable = trainable
         self._kept = composites.Picklable(composite)
         self._composite = composites.resolve(composite)
-        self._record, self._output, self._unmatched = tuple(record), output, unmatched
-        self._threshold_relu = threshold_relu
-        self._programs: list[Program] = []
-        self._known: dict[Any, Program] = {}
-        if self._exported is None:
-            paths = dict(self.model.named_modules(remove_duplicate=False))
-            composites.check_names(self._composite, paths)
-            for path in self._record:
-                if path not in paths:
-                    near = difflib.get_close_matches(path, paths, n=3)
-                    hint = f" Near to it are: {', '.join(near)}." if near else ""
-                    raise ModulePathError(f"record names the module '{path}', which the model has not.{hint}")
+        self._options = {
+            "record": tuple(record),
+            "output": output,
+            "unmatched": unmatched,
+            "threshold_relu": threshold_relu,
+        }
+        self._programs = self._none_yet()
+
+    def _none_yet(self) -> Programs:
+        methods = [Method(self._composite)]
+        return Programs(self.model, methods, exported=self._exported, trainable=self.trainable, **self._options)
 
     def forward(self, x: Tensor | tuple[Tensor, ...], target: Target = None) -> Explanation:
         """The model's output at `x`, and why.
@@ -110,7 +103,7 @@ class Twin(nn.Module):
         """
         single = isinstance(x, Tensor)
         inputs = (x,) if single else tuple(x)
-        program = self._program(inputs)
+        program = self._programs.of(inputs)
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable))
             if torch.is_inference_mode_enabled():
@@ -130,16 +123,16 @@ class Twin(nn.Module):
         Program
             The capture with its relevance pass.
         """
-        return self._program((x,) if isinstance(x, Tensor) else tuple(x))
+        return self._programs.of((x,) if isinstance(x, Tensor) else tuple(x))
 
     @property
     def graph_module(self) -> fx.GraphModule:
         """The graph module of the latest capture: ``(*inputs, target) -> (output, relevances, recorded)``."""
-        if not self._programs:
+        if not self._programs.all:
             raise FxlrpError(
                 "nothing is captured yet: call the twin once, or give convert example_inputs, and then ask for its code"
             )
-        return self._programs[-1].graph_module
+        return self._programs.all[-1].graph_module
 
     @property
     def graph(self) -> fx.Graph:
@@ -162,77 +155,23 @@ class Twin(nn.Module):
         self.training = mode
         return self
 
-    def _program(self, inputs: tuple[Any, ...]) -> Program:
-        key = (
-            tuple((type(x), x.dtype, tuple(x.shape)) if isinstance(x, Tensor) else type(x) for x in inputs),
-            tuple(module.training for module in self.model.modules()),
-        )
-        if key not in self._known:
-            _check_inputs(inputs)
-            self._known[key] = self._find(inputs, key[1])
-        return self._known[key]
-
-    def _find(self, inputs: tuple[Tensor, ...], mode: tuple[bool, ...]) -> Program:
-        """A program that was made for other sizes and fits, or a new one."""
-        tried = {id(program): program for (_, of), program in self._known.items() if of == mode}
-        for program in tried.values():
-            if program.capture.fits(inputs):
-                return program
-        captured = capture(self._source(), inputs, self._output)
-        if self._exported is not None and not captured.fits(inputs):
-            made_for = ", ".join(f"{tuple(n.meta['val'].shape)} {n.meta['val'].dtype}" for n in captured.placeholders)
-            raise InputError(
-                f"the exported program was made for inputs {made_for}: export it for others, or convert the model"
-            )
-        fingerprint = captured.fingerprint()
-        for program in tried.values():
-            if program.fingerprint == fingerprint and not program.size_bound:
-                return program
-        program = Program(captured, fingerprint, *self._build(captured))
-        self._programs.append(program)
-        return program
-
-    def _source(self) -> nn.Module | ExportedProgram:
-        """What is captured: the model, or a copy with the same parameters that foreign canonizers were applied to."""
-        if self._exported is not None:
-            return self._exported
-        canonizers = composites.foreign_canonizers(self._composite)
-        if not canonizers:
-            return self.model
-        tensors = [*self.model.parameters(), *self.model.buffers()]
-        changed = copy.deepcopy(self.model, {id(tensor): tensor for tensor in tensors})
-        for canonizer in canonizers:
-            canonizer.apply(changed)
-        return changed
-
-    def _build(self, captured: Capture) -> tuple[fx.GraphModule, list[Written]]:
-        # An exported program's own tensors do not move with the twin; those of the module made of it do.
-        root = captured.graph_module if self._exported is None else self.model
-        whole = fx.GraphModule(root, copy.deepcopy(captured.graph_module.graph), "Twin")
-        canonize_graph(whole, threshold_relu=self._threshold_relu)
-        if not self.trainable:
-            fold_constants(whole)
-        steps = assign(whole.graph, captured.modules, self._composite, unmatched=self._unmatched)
-        written = emit(whole, steps, record=self._record, constant=not self.trainable)
-        whole.graph.lint()
-        whole.recompile()
-        return whole, written
-
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Twin:
         # Buffers are new tensors after a move: captures hold the old ones.
-        self._programs, self._known = [], {}
+        self._programs.clear()
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         # Captures are made again: they hold functions, and a copy of the model has tensors of its own.
-        return {k: v for k, v in self.__dict__.items() if k != "_composite"} | {"_programs": [], "_known": {}}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_composite", "_programs")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._composite = composites.resolve(self._kept.value)
+        self._programs = self._none_yet()
 
     def extra_repr(self) -> str:
-        return f"composite={type(self._composite).__name__}, trainable={self.trainable}, captures={len(self._programs)}"
+        captures = len(self._programs.all)
+        return f"composite={type(self._composite).__name__}, trainable={self.trainable}, captures={captures}"
 
 
 def _ordinary(value: Any) -> Any:
@@ -248,18 +187,6 @@ def check_finite(x: Tensor | tuple[Tensor, ...]) -> None:
                 f"the input has {int((~value.isfinite()).sum())} values that are NaN or infinite: relevance would be "
                 "NaN everywhere they reach. Clean the input, for example with torch.nan_to_num"
             )
-
-
-def _check_inputs(inputs: Sequence[Any]) -> None:
-    for index, x in enumerate(inputs):
-        if not isinstance(x, Tensor):
-            raise InputError(f"input {index} is a {type(x).__name__}: inputs are tensors, several of them in a tuple")
-    if not any(x.is_floating_point() for x in inputs):
-        kinds = ", ".join(str(x.dtype) for x in inputs)
-        raise InputError(
-            f"the input is {kinds}: relevance goes to floating-point inputs only. Convert it, for example with "
-            "x.float() / 255"
-        )
 
 
 def convert(

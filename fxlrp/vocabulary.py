@@ -132,6 +132,8 @@ class Call:
         The values.
     slots : sequence of Slot
         Where the inputs stand that relevance flows to.
+    channel_scale : Tensor or None
+        Of a linear layer, a factor of each output channel that has been left out of the weight: `vjp` respects it.
     """
 
     op: Op
@@ -139,6 +141,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
     slots: Sequence[Slot]
+    channel_scale: Tensor | None = None
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

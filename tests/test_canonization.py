@@ -391,7 +391,7 @@ def test_another_size_has_another_map():
     for size in (6, 9, 6):
         x = rand(2, 3, size, size)
         assert relative(twin(x, 0).output, model(x)) < 1e-12
-    assert len(twin._programs) == 2
+    assert len(twin._programs.all) == 2
 
 
 class Everywhere(nn.Module):
@@ -422,7 +422,7 @@ def test_trainable(mode):
     assert relative(out.output, other(x)) < 1e-12
     for ours, theirs in zip(model.buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs)
-    assert affine not in [unwrap(written.step.node)[0] for written in twin._programs[0].written]
+    assert affine not in [unwrap(written.step.node)[0] for written in twin._programs.all[0].passes[0].written]
     snapshot = fxlrp.convert(model, "epsilon_plus")(x, 1)
     torch.testing.assert_close(out.relevance, snapshot.relevance, rtol=1e-9, atol=1e-12)
     gradients = torch.autograd.grad(out.relevance.square().sum(), list(model.parameters()), allow_unused=True)

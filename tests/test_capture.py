@@ -288,7 +288,7 @@ def test_batch_and_spatial_sizes_may_change():
         assert relative(out.output, model(x)) < 1e-9
         assert out.relevance.shape == x.shape
     # One capture for any batch and these sizes, one for a single sample.
-    assert len(twin._programs) == 2
+    assert len(twin._programs.all) == 2
 
 
 class PadsByItsSize(Net):

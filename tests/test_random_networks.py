@@ -29,6 +29,7 @@ from fxlrp.testing.assertions import relative
 
 aten = torch.ops.aten
 BATCH_NORMS = (
+    batch_norm_with_statistics,
     aten._native_batch_norm_legit_no_training.default,
     aten._native_batch_norm_legit_functional.default,
     aten._native_batch_norm_legit.no_stats,

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import SHAPE_ONLY, call, is_known, known, module_path, unwrap
-from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, padded_convolution, with_bias_map
-from .batch_norm import groups_of, scaled_weight
+from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, padded_convolution, scaled_weight, with_bias_map
+from .batch_norm import groups_of
 from .follow import Follower, Scaled, spread, whole
 from .report import Fold, mark
 

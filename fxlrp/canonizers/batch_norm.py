@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import call, is_known, known, module_path, parameter_expressions, unpack, unwrap
-from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, affine
+from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, affine, scaled_weight
 from .report import Fold, mark
 from .statistics import batch_norm_with_statistics
 
@@ -27,7 +27,6 @@ __all__ = [
     "groups_of",
     "read_batch_norms_as_affine",
     "read_frozen_batch_norms_as_affine",
-    "scaled_weight",
 ]
 
 aten = torch.ops.aten
@@ -75,9 +74,7 @@ def give_statistics_out(graph_module: fx.GraphModule) -> None:
             continue
         items = {user.args[1]: user for user in node.users if user.target is operator.getitem}
         with graph.inserting_before(node):
-            new = call(
-                node, batch_norm_with_statistics, x, weight, bias, running_mean, running_var, momentum, eps
-            )
+            new = call(node, batch_norm_with_statistics, x, weight, bias, running_mean, running_var, momentum, eps)
         for index, statistic in ((3, running_mean), (4, running_var)):
             if index not in items or statistic is None:
                 continue
@@ -150,33 +147,17 @@ def _with_constant(node: fx.Node, target: Any, parameters: set[fx.Node]) -> tupl
     return None, None
 
 
-def scaled_weight(weight: Tensor, scale: Tensor, groups: int, transposed: bool) -> Tensor:
-    """A linear layer's weight with each output channel scaled."""
-    if not transposed:
-        return weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
-    # (C_in, C_out / groups, ...): a group's output channels stand side by side in dimension 1.
-    per_group = weight.unflatten(0, (groups, -1))
-    return (per_group * scale.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))).flatten(0, 1)
-
-
-def folded(
-    weight: Tensor, bias: Tensor | None, scale: Tensor, shift: Tensor, groups: int, transposed: bool
-) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear layer with an affine map behind it, (A.5).
+def folded_bias(bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
+    """The bias of a linear layer with an affine map behind it, (A.5).
 
     Parameters
     ----------
-    weight, bias : Tensor
-        The layer's, ``bias`` may be None.
+    bias : Tensor or None
+        The layer's.
     scale, shift : Tensor
         The map's, shape (C_out,).
-    groups : int
-        The convolution's groups.
-    transposed : bool
-        Whether it is a transposed convolution, whose weight has its output channels in dimension 1.
     """
-    new_bias = shift if bias is None else bias * scale + shift
-    return scaled_weight(weight, scale, groups, transposed), new_bias
+    return shift if bias is None else bias * scale + shift
 
 
 def _foldable(node: fx.Node, parameters: set[fx.Node]) -> bool:
@@ -207,8 +188,10 @@ def fold_batch_norms(graph_module: fx.GraphModule) -> None:
         target, operands, _ = unwrap(layer)
         x, weight, bias, *options = (*operands, *(None,) * (3 - len(operands)))
         with graph.inserting_before(node):
-            pair = call(layer, folded, weight, bias, scale, shift, groups_of(layer), target in TRANSPOSED)
-        new_weight, new_bias = unpack(pair, f"{layer.name}_weight", f"{layer.name}_bias")
+            new_weight = call(
+                layer, scaled_weight, weight, scale, groups_of(layer), target in TRANSPOSED, name=f"{layer.name}_weight"
+            )
+            new_bias = call(layer, folded_bias, bias, scale, shift, name=f"{layer.name}_bias")
         with graph.inserting_before(node.next):
             if is_known(node) or is_known(layer) or len(layer.users) > 1:
                 value = node.args[0] if is_known(node) else node

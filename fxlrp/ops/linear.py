@@ -13,7 +13,15 @@ from ..graph import name_of_target, unwrap
 from ..rules.defaults import gradient
 from ..vocabulary import Call, Target, lookup, pull_back, register
 
-__all__ = ["CONVOLUTIONS", "LINEAR", "TRANSPOSED", "affine", "padded_convolution", "with_bias_map"]
+__all__ = [
+    "CONVOLUTIONS",
+    "LINEAR",
+    "TRANSPOSED",
+    "affine",
+    "padded_convolution",
+    "scaled_weight",
+    "with_bias_map",
+]
 
 aten = torch.ops.aten
 _PARAMS = {"weight": 1, "bias": 2}
@@ -59,8 +67,41 @@ def _linear_stand_in(node: fx.Node) -> nn.Module:
     return nn.Linear(in_features, out_features, bias=_argument(node, 2) is not None, device="meta")
 
 
+def scaled_weight(weight: Tensor, scale: Tensor, groups: int, transposed: bool) -> Tensor:
+    """A linear layer's weight with each output channel scaled.
+
+    Parameters
+    ----------
+    weight : Tensor
+        The layer's.
+    scale : Tensor
+        Shape (C_out,).
+    groups : int
+        The convolution's groups.
+    transposed : bool
+        Whether it is a transposed convolution, whose weight has its output channels in dimension 1.
+    """
+    if not transposed:
+        return weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    # (C_in, C_out / groups, ...): a group's output channels stand side by side in dimension 1.
+    per_group = weight.unflatten(0, (groups, -1))
+    return (per_group * scale.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))).flatten(0, 1)
+
+
+def _with_scale(call: Call, gradient: Tensor, groups: int = 1, transposed: bool = False) -> tuple[Tensor, Tensor]:
+    """The gradient and the weight, with the scale that stands outside of the weight in whichever is smaller."""
+    weight, scale = call.args[1].to(gradient.dtype), call.channel_scale
+    if scale is None:
+        return gradient, weight
+    scale = scale.to(gradient.dtype)
+    if weight.numel() < gradient.numel():
+        return gradient, scaled_weight(weight, scale, groups, transposed)
+    return gradient * (scale if call.target in LINEAR else _channels(scale, gradient.ndim)), weight
+
+
 def _linear_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
-    return (gradient.matmul(call.args[1].to(gradient.dtype)),)
+    gradient, weight = _with_scale(call, gradient)
+    return (gradient.matmul(weight),)
 
 
 register(
@@ -119,8 +160,9 @@ class _Transposed(torch.autograd.Function):
         return of_gradient, of_weight, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], gradient: Tensor, weight: Tensor, shape: Any, geometry: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
         """Several gradients are one batch: the derivative along the weight is not taken for each of them."""
+        gradient, weight, shape, geometry = args
         if in_dims[1] is not None:
             parts = [
                 _Transposed.apply(g, w, shape, geometry)
@@ -147,7 +189,8 @@ def _input_gradient(
     output_padding: Sequence[int],
     groups: int,
 ) -> tuple[Tensor]:
-    x, weight = call.args[0], call.args[1].to(gradient.dtype)
+    x = call.args[0]
+    gradient, weight = _with_scale(call, gradient, groups, transposed)
     geometry = (stride, padding, dilation, transposed, output_padding, groups)
     transpose = _Transposed.apply if torch.is_grad_enabled() else _Transposed.forward
     return (transpose(gradient, weight, tuple(x.shape), geometry),)
@@ -162,7 +205,9 @@ def _convolution_vjp(n: int) -> Callable[[Call, Tensor], tuple[Tensor, ...]]:
         elif padding == "same":
             total = [d * (k - 1) for d, k in zip(dilation, call.args[1].shape[2:], strict=True)]
             if any(t % 2 for t in total):
-                return pull_back(lambda x: call.with_inputs([x]).run(), call.args[0])[1](gradient)
+                gradient, weight = _with_scale(call, gradient, call.argument(6, 1))
+                at = call.with_params({"weight": weight})
+                return pull_back(lambda x: at.with_inputs([x]).run(), call.args[0])[1](gradient)
             padding = [t // 2 for t in total]
         return _input_gradient(
             call,

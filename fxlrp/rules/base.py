@@ -49,10 +49,14 @@ class Rule(nn.Module):
         Whether `propagate` reads the op's value; if not, it is given None and the value need not be kept.
     passes : bool
         Whether relevance passes unchanged: then nothing is called at all.
+    only_transposes : bool
+        Whether `propagate` uses the op's weight in `Call.vjp` alone: a factor of its output channels may then be left
+        out of it, which is cheaper where a weight has more numbers than the value.
     """
 
     needs_output = True
     passes = False
+    only_transposes = False
 
     op: Op
     target: Callable[..., Any]
@@ -81,7 +85,9 @@ class Rule(nn.Module):
         """
         self.op, self.target, self.slots = op, target, tuple(slots)
 
-    def forward(self, relevance: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(
+        self, relevance: Any, output: Any, *args: Any, channel_scale: Tensor | None = None, **kwargs: Any
+    ) -> Any:
         """Relevance of each input: a tensor, or a tuple of them where the op has several inputs.
 
         Parameters
@@ -92,8 +98,11 @@ class Rule(nn.Module):
             The op's value.
         *args, **kwargs
             The op's arguments.
+        channel_scale : Tensor or None
+            What was left out of the op's weight, see `Call`.
         """
-        found = self.propagate(Call(self.op, self.target, args, kwargs, self.slots), output, relevance)
+        call = Call(self.op, self.target, args, kwargs, self.slots, channel_scale)
+        found = self.propagate(call, output, relevance)
         return found[0] if len(self.slots) == 1 else tuple(found)
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
@@ -121,6 +130,7 @@ class Gradient(Rule):
     """The plain gradient: what zennit does with an op that its composite gives no rule."""
 
     needs_output = False
+    only_transposes = True
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         """The vector-Jacobian product of the op with the relevance."""

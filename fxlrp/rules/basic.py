@@ -142,6 +142,9 @@ class BasicRule(Rule):
             for i, (at_input, at_params, at_output) in enumerate(modifiers)
         ]
         self.needs_output = any(branch.keeps_input and branch.keeps_params for branch in self.branches)
+        self.only_transposes = all(
+            branch.is_forward or (branch.zero_input and branch.keeps_params) for branch in self.branches
+        )
 
     def bind(self, params: Mapping[str, Tensor]) -> None:
         """Take the op's parameters as constants: modify them once, here."""

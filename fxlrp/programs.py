@@ -1,0 +1,181 @@
+"""The programs of one model: captured when first needed, and found again by the inputs' shapes and the model's mode."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from zennit.core import BasicHook, Composite
+
+from . import composites, ops
+from .assign import assign
+from .canonizers import canonize_graph, fold_constants
+from .capture import Capture, Output, capture
+from .emit import emit
+from .errors import InputError, ModulePathError
+from .program import Program, RelevancePass
+
+__all__ = ["Method", "Programs"]
+
+_ = ops  # Importing the package fills the vocabulary.
+
+Record = Sequence[str] | Callable[[Capture], Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the output is explained.
+
+    Attributes
+    ----------
+    composite : Composite or None
+        Which rule each op gets. None: the plain gradient, every op of it.
+    last : BasicHook or None
+        The rule of the op that gives the output, in place of the composite's.
+    times_input : bool
+        Whether what the rules propagate is relevance divided by the value, as a gradient is: where it arrives, or is
+        recorded, it is multiplied with the value.
+    """
+
+    composite: Composite | None
+    last: BasicHook | None = None
+    times_input: bool = False
+
+
+class Programs:
+    """The programs of one model.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model, or the module of an exported program.
+    exported : ExportedProgram or None
+        What is captured in its place.
+    methods : sequence of Method
+        How it is explained.
+    trainable : bool
+        Whether parameters stay live.
+    record : sequence of str or callable
+        Module paths, or a function of the capture that gives them.
+    output, unmatched, threshold_relu
+        As of `fxlrp.convert`.
+
+    Raises
+    ------
+    CompositeError, ModulePathError
+        If a composite or `record` names a module that is not there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        methods: Sequence[Method],
+        *,
+        exported: ExportedProgram | None = None,
+        trainable: bool,
+        record: Record = (),
+        output: Output = None,
+        unmatched: str = "error",
+        threshold_relu: bool = True,
+    ) -> None:
+        self._model, self._exported, self._methods = model, exported, methods
+        self._trainable, self._record, self._output = trainable, record, output
+        self._unmatched, self._threshold_relu = unmatched, threshold_relu
+        self.all: list[Program] = []
+        self._known: dict[Any, Program] = {}
+        if exported is None:
+            paths = dict(model.named_modules(remove_duplicate=False))
+            for method in methods:
+                if method.composite is not None:
+                    composites.check_names(method.composite, paths)
+            for path in () if callable(record) else record:
+                if path not in paths:
+                    near = difflib.get_close_matches(path, paths, n=3)
+                    hint = f" Near to it are: {', '.join(near)}." if near else ""
+                    raise ModulePathError(f"record names the module '{path}', which the model has not.{hint}")
+
+    def of(self, inputs: tuple[Any, ...]) -> Program:
+        """The program for these inputs, made if need be."""
+        key = (
+            tuple((type(x), x.dtype, tuple(x.shape)) if isinstance(x, Tensor) else type(x) for x in inputs),
+            tuple(module.training for module in self._model.modules()),
+        )
+        if key not in self._known:
+            check_inputs(inputs)
+            self._known[key] = self._find(inputs, key[1])
+        return self._known[key]
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self.all, self._known = [], {}
+
+    def _find(self, inputs: tuple[Tensor, ...], mode: tuple[bool, ...]) -> Program:
+        """A program that was made for other sizes and fits, or a new one."""
+        tried = {id(program): program for (_, of), program in self._known.items() if of == mode}
+        for program in tried.values():
+            if program.capture.fits(inputs):
+                return program
+        captured = capture(self._source(), inputs, self._output)
+        if self._exported is not None and not captured.fits(inputs):
+            made_for = ", ".join(f"{tuple(n.meta['val'].shape)} {n.meta['val'].dtype}" for n in captured.placeholders)
+            raise InputError(
+                f"the exported program was made for inputs {made_for}: export it for others, or convert the model"
+            )
+        fingerprint = captured.fingerprint()
+        for program in tried.values():
+            if program.fingerprint == fingerprint and not program.size_bound:
+                return program
+        canonical = self._canonical(captured)
+        program = Program(captured, fingerprint, canonical, [self._pass(captured, canonical, m) for m in self._methods])
+        self.all.append(program)
+        return program
+
+    def _source(self) -> nn.Module | ExportedProgram:
+        """What is captured: the model, or a copy with the same parameters that foreign canonizers were applied to."""
+        if self._exported is not None:
+            return self._exported
+        canonizers = [c for m in self._methods if m.composite for c in composites.foreign_canonizers(m.composite)]
+        if not canonizers:
+            return self._model
+        tensors = [*self._model.parameters(), *self._model.buffers()]
+        changed = copy.deepcopy(self._model, {id(tensor): tensor for tensor in tensors})
+        for canonizer in canonizers:
+            canonizer.apply(changed)
+        return changed
+
+    def _canonical(self, captured: Capture) -> fx.GraphModule:
+        # An exported program's own tensors do not move with the twin; those of the module made of it do.
+        root = captured.graph_module if self._exported is None else self._model
+        canonical = fx.GraphModule(root, copy.deepcopy(captured.graph_module.graph), "Canonical")
+        canonize_graph(canonical, threshold_relu=self._threshold_relu)
+        if not self._trainable:
+            fold_constants(canonical)
+        Program.number(canonical)
+        return canonical
+
+    def _pass(self, captured: Capture, canonical: fx.GraphModule, method: Method) -> RelevancePass:
+        whole = fx.GraphModule(canonical, copy.deepcopy(canonical.graph), "Twin")
+        steps = assign(whole.graph, captured.modules, method.composite, unmatched=self._unmatched, last=method.last)
+        record = self._record(captured) if callable(self._record) else self._record
+        written = emit(whole, steps, record=record, constant=not self._trainable, times_input=method.times_input)
+        whole.graph.lint()
+        whole.recompile()
+        return RelevancePass(whole, written)
+
+
+def check_inputs(inputs: Sequence[Any]) -> None:
+    """Raise an `InputError` if inputs are not tensors, or none of them is floating-point."""
+    for index, x in enumerate(inputs):
+        if not isinstance(x, Tensor):
+            raise InputError(f"input {index} is a {type(x).__name__}: inputs are tensors, several of them in a tuple")
+    if not any(x.is_floating_point() for x in inputs):
+        kinds = ", ".join(str(x.dtype) for x in inputs)
+        raise InputError(
+            f"the input is {kinds}: relevance goes to floating-point inputs only. Convert it, for example with "
+            "x.float() / 255"
+        )
