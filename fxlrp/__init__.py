@@ -6,34 +6,45 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import errors, rules, vocabulary
+    from . import errors, rules, testing, vocabulary
     from .canonizers import canonize
+    from .isnet import ISNet, ISNetLoss, ISNetLosses, ISNetOutput, calibrate
     from .ledger import Ledger, audit
     from .seeds import seed_relevance
     from .twin import Explanation, Twin, convert, explain
 
 __all__ = [
     "Explanation",
+    "ISNet",
+    "ISNetLoss",
+    "ISNetLosses",
+    "ISNetOutput",
     "Ledger",
     "Twin",
     "audit",
+    "calibrate",
     "canonize",
     "convert",
     "errors",
     "explain",
     "rules",
     "seed_relevance",
+    "testing",
     "vocabulary",
 ]
 
 __version__ = "0.1.0"
 
-_HOMES = dict.fromkeys(("Explanation", "Twin", "convert", "explain"), "twin") | {
-    "Ledger": "ledger",
-    "audit": "ledger",
-    "canonize": "canonizers",
-    "seed_relevance": "seeds",
-}
+_HOMES = (
+    dict.fromkeys(("ISNet", "ISNetLoss", "ISNetLosses", "ISNetOutput", "calibrate"), "isnet")
+    | dict.fromkeys(("Explanation", "Twin", "convert", "explain"), "twin")
+    | {
+        "Ledger": "ledger",
+        "audit": "ledger",
+        "canonize": "canonizers",
+        "seed_relevance": "seeds",
+    }
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -37,6 +37,7 @@ def assign(
     composite: Composite | None,
     *,
     unmatched: str = "error",
+    gradient: bool = False,
     last: BasicHook | None = None,
 ) -> list[Step]:
     """The steps of the relevance pass, in the order of the forward pass.
@@ -52,9 +53,11 @@ def assign(
     modules : dict of str to nn.Module
         The model's modules by path.
     composite : zennit.core.Composite or None
-        Says which rule an op gets. None: the plain gradient, for every op.
+        Says which rule an op gets; None has nothing to say.
     unmatched : {"error", "gradient"}
         What to do with an op that the vocabulary does not have.
+    gradient : bool
+        Whether what the composite leaves gets the plain gradient, in place of the vocabulary's default.
     last : BasicHook or None
         The rule of the op that gives the output, whatever the composite says. Structure, and what passes relevance
         unchanged, may stand between that op and the output.
@@ -88,12 +91,10 @@ def assign(
             continue
         op = _entry(node, active, unmatched)
         operands = slots_of(node, op, lambda operand: operand in active and _is_floating(operand))
-        if composite is None:
-            rule = Gradient()
-        elif node in given:
+        if node in given:
             rule = _rule_of(*given[node], node, operands)
         else:
-            rule = _default(node, op, operands)
+            rule = Gradient() if gradient else _default(node, op, operands)
         if last is not None and node in final:
             if isinstance(rule, Pass | Transpose):
                 final.update(operands.values())

@@ -7,12 +7,14 @@ __all__ = [
     "CompositeError",
     "FxlrpError",
     "InputError",
+    "MaskError",
     "MissingExtraError",
     "ModelError",
     "ModulePathError",
     "RuleError",
     "TargetError",
     "UnsupportedOpError",
+    "VariantError",
 ]
 
 
@@ -42,6 +44,14 @@ class TargetError(FxlrpError, ValueError):
 
 class InputError(FxlrpError, ValueError):
     """The input cannot be explained: not a floating-point tensor, of another structure, or not finite."""
+
+
+class MaskError(FxlrpError, ValueError):
+    """A foreground mask does not fit the images."""
+
+
+class VariantError(FxlrpError, ValueError):
+    """There is no ISNet of that kind, or it cannot explain this model's output."""
 
 
 class ModulePathError(FxlrpError, ValueError):

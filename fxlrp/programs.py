@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from zennit.core import BasicHook, Composite
@@ -20,7 +22,7 @@ from .emit import emit
 from .errors import InputError, ModulePathError
 from .program import Program, RelevancePass
 
-__all__ = ["Method", "Programs"]
+__all__ = ["Method", "Programs", "outside_inference_mode"]
 
 _ = ops  # Importing the package fills the vocabulary.
 
@@ -34,17 +36,17 @@ class Method:
     Attributes
     ----------
     composite : Composite or None
-        Which rule each op gets. None: the plain gradient, every op of it.
+        Which rule each op gets. None has nothing to say.
     last : BasicHook or None
         The rule of the op that gives the output, in place of the composite's.
-    times_input : bool
-        Whether what the rules propagate is relevance divided by the value, as a gradient is: where it arrives, or is
-        recorded, it is multiplied with the value.
+    gradient : bool
+        Whether relevance divided by the value is propagated, as a gradient is: what the composite leaves gets the plain
+        gradient; where it arrives, or is recorded, it is multiplied with the value.
     """
 
     composite: Composite | None
     last: BasicHook | None = None
-    times_input: bool = False
+    gradient: bool = False
 
 
 class Programs:
@@ -160,9 +162,16 @@ class Programs:
 
     def _pass(self, captured: Capture, canonical: fx.GraphModule, method: Method) -> RelevancePass:
         whole = fx.GraphModule(canonical, copy.deepcopy(canonical.graph), "Twin")
-        steps = assign(whole.graph, captured.modules, method.composite, unmatched=self._unmatched, last=method.last)
+        steps = assign(
+            whole.graph,
+            captured.modules,
+            method.composite,
+            unmatched=self._unmatched,
+            gradient=method.gradient,
+            last=method.last,
+        )
         record = self._record(captured) if callable(self._record) else self._record
-        written = emit(whole, steps, record=record, constant=not self._trainable, times_input=method.times_input)
+        written = emit(whole, steps, record=record, constant=not self._trainable, times_input=method.gradient)
         whole.graph.lint()
         whole.recompile()
         return RelevancePass(whole, written)
@@ -179,3 +188,16 @@ def check_inputs(inputs: Sequence[Any]) -> None:
             f"the input is {kinds}: relevance goes to floating-point inputs only. Convert it, for example with "
             "x.float() / 255"
         )
+
+
+@contextmanager
+def outside_inference_mode(*values: Any) -> Iterator[tuple[Any, ...]]:
+    """Leave inference mode (not its freedom from gradients), with these tensors as ones that were made outside of it.
+
+    In inference mode, torch.func.vjp gives zeros without a word (torch 2.9).
+    """
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        yield tuple(x.clone() if isinstance(x, Tensor) and x.is_inference() else x for x in values)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from . import composites
 from .capture import Output, snapshot
 from .errors import FxlrpError, InputError, ModulePathError
 from .program import Program
-from .programs import Method, Programs
+from .programs import Method, Programs, outside_inference_mode
 from .seeds import Target
 
 __all__ = ["Explanation", "Twin", "check_finite", "convert", "explain"]
@@ -104,14 +103,11 @@ class Twin(nn.Module):
         single = isinstance(x, Tensor)
         inputs = (x,) if single else tuple(x)
         program = self._programs.of(inputs)
-        with ExitStack() as stack:
-            stack.enter_context(torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable))
-            if torch.is_inference_mode_enabled():
-                # There, torch.func.vjp gives zeros without a word (torch 2.9).
-                stack.enter_context(torch.inference_mode(False))
-                stack.enter_context(torch.no_grad())
-            inputs, target = tuple(_ordinary(x) for x in inputs), _ordinary(target)
-            output, relevance, recorded = program.run(inputs, target)
+        with (
+            outside_inference_mode(*inputs, target) as (*values, seed),
+            torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable),
+        ):
+            output, relevance, recorded = program.run(tuple(values), seed)
         relevance = tuple(None if r is None else r.to(i.dtype) for r, i in zip(relevance, inputs, strict=True))
         return Explanation(output, relevance[0] if single else relevance, recorded)
 
@@ -172,11 +168,6 @@ class Twin(nn.Module):
     def extra_repr(self) -> str:
         captures = len(self._programs.all)
         return f"composite={type(self._composite).__name__}, trainable={self.trainable}, captures={captures}"
-
-
-def _ordinary(value: Any) -> Any:
-    """A tensor that was made in inference mode as one that was not; anything else as it is."""
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def check_finite(x: Tensor | tuple[Tensor, ...]) -> None:
