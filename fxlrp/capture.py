@@ -19,9 +19,9 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
-from .graph import drop_dead_code, name_of_target
+from .graph import drop_dead_code, module_path, name_of_target
 
-__all__ = ["Capture", "Output", "capture", "snapshot"]
+__all__ = ["Capture", "Output", "capture", "process_groups", "snapshot"]
 
 Output = str | int | Callable[[Any], Any] | None
 """Which of a model's outputs is explained: a key, an index, a function of what the model returns, or by itself."""
@@ -38,9 +38,11 @@ class Capture:
     graph_module : fx.GraphModule
         Placeholders are the inputs, the one output is the tensor to explain. Ops are functional (no op writes to its
         inputs) except for ``aten.copy_`` onto the model's buffers. Parameters are ``get_attr`` nodes; they are the
-        model's own objects.
+        model's own objects. The batch norm of a `nn.SyncBatchNorm` in training mode has its process group's name, None
+        for the default group, in ``meta["process_group"]``.
     modules : dict of str to nn.Module
-        The model's modules by path; empty if there is no model (an exported program).
+        The model's modules by path, a `nn.SyncBatchNorm` as a batch norm; empty if there is no model (an exported
+        program).
     """
 
     graph_module: fx.GraphModule
@@ -100,7 +102,31 @@ class Capture:
 
 def snapshot(model: nn.Module) -> nn.Module:
     """A copy whose parameters need no gradient and do not change with the model's."""
-    return copy.deepcopy(model).requires_grad_(False)
+    return copy.deepcopy(model, process_groups(model)).requires_grad_(False)
+
+
+def process_groups(model: nn.Module) -> dict[int, Any]:
+    """The process groups that the model holds, by id: a memo for `copy.deepcopy`, which cannot copy them."""
+    return {id(m.process_group): m.process_group for m in model.modules() if isinstance(m, nn.SyncBatchNorm)}
+
+
+class _LocalBatchNorm(nn.BatchNorm2d, nn.SyncBatchNorm):
+    """A `nn.SyncBatchNorm` that torch.export can follow on any device, and composites take for a batch norm."""
+
+    forward = nn.modules.batchnorm._BatchNorm.forward
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim  # pyright: ignore[reportAssignmentType]
+
+
+def _without_synchronization(model: nn.Module) -> nn.Module:
+    """The model; if there is a `nn.SyncBatchNorm` in it, a copy with the same tensors whose batch norms are local."""
+    if not any(type(module) is nn.SyncBatchNorm for module in model.modules()):
+        return model
+    tensors = [*model.parameters(), *model.buffers()]
+    model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors} | process_groups(model))
+    for module in model.modules():
+        if type(module) is nn.SyncBatchNorm:
+            module.__class__ = _LocalBatchNorm
+    return model
 
 
 def capture(
@@ -126,6 +152,8 @@ def capture(
         If `torch.export` cannot capture the model (control flow that depends on the data, mostly), or there is no
         such output.
     """
+    if isinstance(model, nn.Module):
+        model = _without_synchronization(model)
     program = model if isinstance(model, ExportedProgram) else _export(model, inputs)
     functional = _functional(program)
     module = functional.module()
@@ -136,6 +164,10 @@ def capture(
     graph, guard = _copy(module, traces, lambda flat: _chosen(pytree.tree_unflatten(flat, spec), output))
     drop_dead_code(graph)
     modules = {} if isinstance(model, ExportedProgram) else dict(model.named_modules(remove_duplicate=False))
+    for node in graph.nodes:
+        owner = modules.get(module_path(node))
+        if isinstance(owner, _LocalBatchNorm) and owner.training:
+            node.meta["process_group"] = owner.process_group and owner.process_group.group_name
     return Capture(fx.GraphModule(module, graph, "Capture"), modules, guard, functional.range_constraints)
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from ..graph import call, is_known, known, module_path, parameter_expressions, unpack, unwrap
 from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, affine, scaled_weight
 from .report import Fold, mark
-from .statistics import batch_norm_with_statistics
+from .statistics import batch_norm_with_statistics, synchronized_batch_norm_with_statistics
 
 __all__ = [
     "fold_batch_norms",
@@ -74,7 +74,11 @@ def give_statistics_out(graph_module: fx.GraphModule) -> None:
             continue
         items = {user.args[1]: user for user in node.users if user.target is operator.getitem}
         with graph.inserting_before(node):
-            new = call(node, batch_norm_with_statistics, x, weight, bias, running_mean, running_var, momentum, eps)
+            operands = (x, weight, bias, running_mean, running_var, momentum, eps)
+            if "process_group" in node.meta:
+                new = call(node, synchronized_batch_norm_with_statistics, *operands, node.meta["process_group"])
+            else:
+                new = call(node, batch_norm_with_statistics, *operands)
         for index, statistic in ((3, running_mean), (4, running_var)):
             if index not in items or statistic is None:
                 continue
@@ -91,7 +95,7 @@ def read_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
     """Replace each batch norm by `affine`; in training mode its value stays, read as `affine`."""
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if node.target not in (_EVAL, batch_norm_with_statistics):
+        if node.target not in (_EVAL, batch_norm_with_statistics, synchronized_batch_norm_with_statistics):
             continue
         value = next((user for user in node.users if user.target is operator.getitem and user.args[1] == 0), None)
         if value is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["batch_norm_with_statistics"]
+__all__ = ["batch_norm_with_statistics", "synchronized_batch_norm_with_statistics"]
 
 aten = torch.ops.aten
 
@@ -39,16 +40,90 @@ def batch_norm_with_statistics(
         three can be differentiated.
     """
     value, mean, inverse = _BatchNorm.apply(x, weight, bias, eps)
+    _update(running_mean, running_var, mean, inverse, x.numel() // x.shape[1], momentum, eps)
+    return value, mean, inverse
+
+
+def synchronized_batch_norm_with_statistics(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+    process_group: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`batch_norm_with_statistics` of the batch that the processes of a group have together, of one size or several.
+
+    Parameters
+    ----------
+    x, weight, bias, running_mean, running_var, momentum, eps
+        As of `batch_norm_with_statistics`; `x` is what this process has of the batch.
+    process_group : str or None
+        Name of the group, None for the default one. If there is none, or this process is alone in it, nothing is
+        synchronized.
+    """
+    group = _group(process_group)
+    if group is None or dist.get_world_size(group) == 1:
+        return batch_norm_with_statistics(x, weight, bias, running_mean, running_var, momentum, eps)
+    exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    others, channels = [d for d in range(x.ndim) if d != 1], (-1, *(1,) * (x.ndim - 2))
+    number = exact.new_full((1,), x.numel() // x.shape[1])
+    total, count = _SumOfProcesses.apply(torch.cat([exact.sum(others), number]), group.group_name).split(
+        [x.shape[1], 1]
+    )
+    mean = total / count
+    centered = exact - mean.view(channels)
+    var = _SumOfProcesses.apply(centered.square().sum(others), group.group_name) / count
+    inverse = (var + eps).rsqrt()
+    value = centered * (inverse if weight is None else inverse * weight).view(channels)
+    value = value if bias is None else value + bias.view(channels)
+    _update(running_mean, running_var, mean, inverse, count, momentum, eps)
+    return value.to(x.dtype), mean, inverse
+
+
+for _op in (batch_norm_with_statistics, synchronized_batch_norm_with_statistics):
+    _op.writes_buffers = True  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def _update(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor,
+    inverse: Tensor,
+    count: Any,
+    momentum: float,
+    eps: float,
+) -> None:
+    """Take a batch's statistics into the running ones, the variance as the unbiased one."""
     if running_mean is not None and running_var is not None:
-        count = x.numel() // x.shape[1]
         with torch.no_grad():
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             unbiased = (inverse.square().reciprocal() - eps) * (count / (count - 1))
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    return value, mean, inverse
 
 
-batch_norm_with_statistics.writes_buffers = True  # pyright: ignore[reportFunctionMemberAccess]
+def _group(name: str | None) -> dist.ProcessGroup | None:
+    if not (dist.is_available() and dist.is_initialized()):
+        return None
+    return dist.group.WORLD if name is None else dist.distributed_c10d._resolve_process_group(name)  # pyright: ignore
+
+
+class _SumOfProcesses(torch.autograd.Function):
+    """The sum over a group, whose gradient is the sum of the gradients.
+
+    Of PyTorch's own, one is deprecated, and the other has a gradient in new versions only.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: str) -> Tensor:
+        ctx.group = group
+        return torch.ops._c10d_functional.wait_tensor(torch.ops._c10d_functional.all_reduce(x, "sum", group))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return _SumOfProcesses.apply(grads[0].contiguous(), ctx.group), None
 
 
 class _BatchNorm(torch.autograd.Function):
