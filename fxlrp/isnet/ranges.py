@@ -11,6 +11,7 @@ import torch.distributed as dist
 from rich.progress import track
 from torch import Tensor, nn
 
+from ..capture import process_groups
 from ..errors import InputError, VariantError
 from .module import ISNet
 
@@ -116,7 +117,7 @@ def calibrate(
         raise InputError(
             f"calibrate takes an ISNet (not wrapped: before accelerate or DDP), not a {type(isnet).__name__}"
         )
-    isnet = copy.deepcopy(isnet)
+    isnet = copy.deepcopy(isnet, process_groups(isnet))
     parameter = next(isnet.parameters(), torch.empty(0))
     device = parameter.device if device is None else torch.device(device)
     isnet.to(device)
