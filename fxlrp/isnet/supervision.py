@@ -19,9 +19,9 @@ def bottlenecks(captured: Capture) -> list[str]:
     """The modules whose inputs LRP Deep Supervision looks at (section 2.5, appendix F).
 
     A bottleneck is a value that every path from the input to the output passes: a dominator of the output, "not in
-    parallel with skip connections". Between one and the next lies a segment. For each spatial size that segments with linear
-    layers produce, the start of the first such segment is taken, and last of all the last bottleneck that has a size:
-    of a ResNet, its input, the inputs of its four stages, and the input of the global pooling.
+    parallel with skip connections". Between one and the next lies a segment. For each spatial size that
+    segments with linear layers produce, the start of the first such segment is taken, and last of all the last
+    bottleneck that has a size: of a ResNet, its input, the inputs of its four stages, and that of the global pooling.
 
     Parameters
     ----------
