@@ -255,6 +255,10 @@ class _Run:
         """Accuracy, and the share of relevance in the background; None where there is nothing to take it of."""
         if self.validation_loader is None:
             return None, None
+        from accelerate.utils import broadcast
+
+        # Each process has running statistics of its own batches; those of the first are written.
+        broadcast(list(self.model.buffers()))
         found = []
         for x, labels, masks, has_mask in self.validation_loader:
             output, relevance = self._explain(x, labels)
