@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -210,9 +211,6 @@ def test_an_epoch_is_that_of_a_plain_loop(data, tmp_path, monkeypatch):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(3))
     totals = []
-    torch.manual_seed(3)
-    # What the loader draws of the global generator.
-    torch.empty((), dtype=torch.int64).random_()
     for batch in order[:8].view(2, 4).tolist():
         x, labels, masks, has_mask = default_collate([images[i] for i in batch])
         found = loss(isnet(x), labels, masks, has_mask)
@@ -475,6 +473,15 @@ def test_errors_of_the_command(data, tmp_path, monkeypatch):
         fails(run(data, tmp_path), "matplotlib", "fxlrp[train]")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     fails(run(data, tmp_path), "accelerate", "fxlrp[train]")
+
+
+def test_python_m(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["fxlrp", "train", "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        runpy.run_module("fxlrp", run_name="__main__")
+    printed = capsys.readouterr().out
+    assert "Usage: fxlrp train" in printed
+    assert "[default: 0.9]" in printed
 
 
 @pytest.mark.slow
