@@ -71,7 +71,8 @@ class Digits(NamedTuple):
             held = round(share * len(chosen))
             first.append(chosen[held:])
             second.append(chosen[:held])
-        return tuple(Digits(self.images[i], self.labels[i]) for i in map(torch.cat, (first, second)))  # pyright: ignore
+        left, right = torch.cat(first), torch.cat(second)
+        return Digits(self.images[left], self.labels[left]), Digits(self.images[right], self.labels[right])
 
 
 def load(options: argparse.Namespace) -> tuple[Digits, Digits]:
@@ -92,14 +93,19 @@ def load(options: argparse.Namespace) -> tuple[Digits, Digits]:
     if options.validate:
         train, test = train.split(0.125, generator)
     if options.quick:
-        _, train = train.split(320 / len(train.labels), generator)
-        _, test = test.split(200 / len(test.labels), generator)
+        _, train = train.split(160 / len(train.labels), generator)
+        _, test = test.split(100 / len(test.labels), generator)
     return train, test
 
 
 def sgd(parameters: Any, lr: float) -> torch.optim.Optimizer:
     """The paper's optimizer."""
     return torch.optim.SGD(parameters, lr=lr, momentum=0.9)
+
+
+def say(progress: Progress, line: str) -> None:
+    """Print above the progress bar."""
+    progress.console.print(line, soft_wrap=True, highlight=False, markup=False)
 
 
 def train(key: str, digits: Digits, options: argparse.Namespace, progress: Progress) -> tuple[nn.Module, Any]:
@@ -115,9 +121,10 @@ def train(key: str, digits: Digits, options: argparse.Namespace, progress: Progr
         progress.update(task, note="calibrating")
         optimizer = lambda parameters: sgd(parameters, 1e-2)
         ranges = fxlrp.calibrate(isnet, loader, epochs=options.calibration, optimizer=optimizer, progress=False)
-        progress.console.print(f"{NAMES[key]}: ranges {ranges}", highlight=False)
+        say(progress, f"{NAMES[key]}: ranges {ranges}")
     loss = fxlrp.ISNetLoss(p=0.95 if key == "dual" else 0.9, d=0.9, w1=1.0, w2=1.0, ranges=ranges)
     optimizer = sgd(model.parameters(), options.lr)
+    # The learning rate's one cycle is one of the momentum too: from 0.95 to 0.85 and back.
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, options.lr, total_steps=options.epochs * len(loader))
     for epoch in range(options.epochs):
         seen: dict[str, float] = {}
@@ -136,7 +143,7 @@ def train(key: str, digits: Digits, options: argparse.Namespace, progress: Progr
             seen = {name: seen.get(name, 0.0) + value.item() / len(loader) for name, value in losses.items()}
             progress.update(task, advance=1, note=f"loss {total.item():.3f}")
         means = ", ".join(f"{name} {value:.4f}" for name, value in seen.items())
-        progress.console.print(f"{NAMES[key]}: epoch {epoch + 1} of {options.epochs}: {means}", highlight=False)
+        say(progress, f"{NAMES[key]}: epoch {epoch + 1} of {options.epochs}: {means}")
     progress.remove_task(task)
     return model.eval(), ranges
 
@@ -170,7 +177,7 @@ def run(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
                 saved = {"settings": settings, "accuracy": accuracy, "minutes": minutes, "ranges": ranges}
                 saved["state"] = model.state_dict()
                 torch.save(saved, path)
-            progress.console.print(row(key, saved), highlight=False)
+            say(progress, row(key, saved))
             found[key] = saved
     return found
 
@@ -205,11 +212,11 @@ def draw(found: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
         with torch.no_grad():
             maps = fxlrp.ISNet(model, "original", first_layer="zbox")(x).heatmaps["input"]
         columns.append((NAMES[key].replace(" ", "\n", 1), heatmap(maps[torch.arange(len(x)), labels])))
-    width, height = 1.2 * len(columns), 1.2 * len(x) + 0.4
+    width, height = 1.2 * len(columns), 1.2 * len(x) + 0.36
     figure = canvas(width, height)
     for j, (title, values) in enumerate(columns):
         for i, value in enumerate(values):
-            place = (j * 1.2 + 0.04) / width, 1 - (0.4 + (i + 1) * 1.2) / height, 1.12 / width, 1.12 / height
+            place = (j * 1.2 + 0.04) / width, 1 - (0.32 + (i + 1) * 1.2) / height, 1.12 / width, 1.12 / height
             cell = figure.add_axes(place)
             cell.imshow(value.movedim(0, -1) if value.ndim == 3 else value, cmap="bwr", vmin=-1, vmax=1)
             cell.set(xticks=[], yticks=[])
@@ -222,9 +229,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add(
-        "--variants", nargs="+", choices=list(NAMES), default=list(NAMES), metavar="NAME", help=f"of {', '.join(NAMES)}"
-    )
+    add("--variants", nargs="+", choices=list(NAMES), default=list(NAMES), help="rows, in the order of their training")
     add("--epochs", type=int, default=6)
     add("--batch", type=int, default=32)
     add("--lr", type=float, default=6e-2, help="the highest learning rate, of one cycle")
@@ -236,11 +241,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--cache", type=Path, default=Path(tempfile.gettempdir()) / "biased_mnist", help="where models are kept")
     add("--threads", type=int, default=torch.get_num_threads())
     add("--quick", action="store_true", help="one epoch of a few images: whether it runs")
-    add(
-        "--validate",
-        action="store_true",
-        help="to choose options: train on 7/8 of the training images, test on the rest",
-    )
+    add("--validate", action="store_true", help="to choose options: test on 1/8 of the training images, train on 7/8")
     options = parser.parse_args(words)
     if options.quick:
         options.epochs, options.calibration = 1, 0
