@@ -79,7 +79,8 @@ def assign(
     active = carriers(node for node in graph.nodes if node.op == "placeholder" and _is_floating(node))
     if output not in active:
         raise CaptureError("the output that is explained does not depend on any floating-point input")
-    given, non_negative = _offer(graph, active, None if composite is None else _Offers(composite, modules))
+    reachable = _reachable(output, active)
+    given, non_negative = _offer(graph, reachable, None if composite is None else _Offers(composite, modules))
     steps: list[Step] = []
     reached, final = {output}, {output}
     for node in reversed(graph.nodes):
@@ -107,8 +108,22 @@ def assign(
     return steps[::-1]
 
 
+def _reachable(output: fx.Node, active: set[fx.Node]) -> set[fx.Node]:
+    """The nodes that relevance may come to: not those whose value is only read as another op's (`graph.known`)."""
+    found, todo = {output}, [output]
+    while todo:
+        node = todo.pop()
+        op = lookup(unwrap(node)[0]) if node.op == "call_function" else None
+        operands = node.all_input_nodes if op is None else slots_of(node, op, lambda operand: True).values()
+        for operand in operands:
+            if operand in active and operand not in found:
+                found.add(operand)
+                todo.append(operand)
+    return found
+
+
 def _offer(
-    graph: fx.Graph, active: set[fx.Node], offers: _Offers | None
+    graph: fx.Graph, reachable: set[fx.Node], offers: _Offers | None
 ) -> tuple[dict[fx.Node, tuple[Hook, nn.Module]], set[fx.Node]]:
     """What the composite gives to the ops, in the order of execution; and which values are known to be non-negative."""
     given: dict[fx.Node, tuple[Hook, nn.Module]] = {}
@@ -125,7 +140,7 @@ def _offer(
         inputs = slots_of(node, op, lambda operand: True).values()
         if op.non_negative(node, all(operand in non_negative for operand in inputs)):
             non_negative.add(node)
-        if offers is not None and node in active and (found := offers.rule(node, op)) is not None:
+        if offers is not None and node in reachable and (found := offers.rule(node, op)) is not None:
             given[node] = found
     if offers is not None:
         offers.check()

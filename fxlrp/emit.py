@@ -168,7 +168,7 @@ class _Writer:
         if rule.passes:
             return {slots[0]: relevance}
         _, args, kwargs = unwrap(node)
-        if rule.only_transposes and not self._constant:
+        if rule.takes_scale and not self._constant:
             args, kwargs = _with_scale_outside(rule.op, args, kwargs)
         path = f"{node.name}_{rule.name}"
         self._module.add_submodule(path, rule)

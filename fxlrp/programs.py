@@ -17,7 +17,7 @@ from zennit.core import BasicHook, Composite
 from . import composites, ops
 from .assign import assign
 from .canonizers import canonize_graph, fold_constants
-from .capture import Capture, Output, capture
+from .capture import Capture, Output, capture, process_groups
 from .emit import emit
 from .errors import InputError, ModulePathError
 from .program import Program, RelevancePass
@@ -105,7 +105,11 @@ class Programs:
         """The program for these inputs, made if need be."""
         key = (
             tuple((type(x), x.dtype, tuple(x.shape)) if isinstance(x, Tensor) else type(x) for x in inputs),
-            tuple(module.training for module in self._model.modules()),
+            (
+                # What was put in place of another module or tensor is in no capture; captures keep theirs alive.
+                tuple((id(module), module.training) for module in self._model.modules()),
+                tuple(id(tensor) for tensor in (*self._model.parameters(), *self._model.buffers())),
+            ),
         )
         if key not in self._known:
             check_inputs(inputs)
@@ -116,9 +120,9 @@ class Programs:
         """Forget all of them."""
         self.all, self._known = [], {}
 
-    def _find(self, inputs: tuple[Tensor, ...], mode: tuple[bool, ...]) -> Program:
+    def _find(self, inputs: tuple[Tensor, ...], state: tuple[Any, ...]) -> Program:
         """A program that was made for other sizes and fits, or a new one."""
-        tried = {id(program): program for (_, of), program in self._known.items() if of == mode}
+        tried = {id(program): program for (_, of), program in self._known.items() if of == state}
         for program in tried.values():
             if program.capture.fits(inputs):
                 return program
@@ -145,7 +149,7 @@ class Programs:
         if not canonizers:
             return self._model
         tensors = [*self._model.parameters(), *self._model.buffers()]
-        changed = copy.deepcopy(self._model, {id(tensor): tensor for tensor in tensors})
+        changed = copy.deepcopy(self._model, {id(tensor): tensor for tensor in tensors} | process_groups(self._model))
         for canonizer in canonizers:
             canonizer.apply(changed)
         return changed

@@ -44,6 +44,10 @@ class Op:
     at_zero : callable or None
         ``(call) -> Tensor or None``: the op's value, up to broadcasting, at inputs that are all zero; None for zero.
         Given by ops that are affine in their inputs; a rule may then leave out a branch whose input is zero.
+    run : callable or None
+        ``(call) -> Tensor``: the op's value, of one that can be given a `Call.channel_scale`; None to call the target.
+    scaled : callable or None
+        ``(call, scale) -> Tensor``: the weight of such an op, each output channel scaled.
     non_negative : callable
         ``(node, inputs_are_non_negative) -> bool``: whether the value is known to be non-negative.
     structural : bool
@@ -58,6 +62,8 @@ class Op:
     stand_in: Callable[[fx.Node], nn.Module | None] = lambda node: None
     vjp: Callable[[Call, Any], tuple[Tensor, ...]] | None = None
     at_zero: Callable[[Call], Tensor | None] | None = None
+    run: Callable[[Call], Tensor] | None = None
+    scaled: Callable[[Call, Tensor], Tensor] | None = None
     non_negative: Callable[[fx.Node, bool], bool] = lambda node, inputs: False
     structural: bool = False
     linear: bool = False
@@ -133,7 +139,7 @@ class Call:
     slots : sequence of Slot
         Where the inputs stand that relevance flows to.
     channel_scale : Tensor or None
-        Of a linear layer, a factor of each output channel that has been left out of the weight: `vjp` respects it.
+        Of a linear layer, a factor of each output channel that has been left out of the weight.
     """
 
     op: Op
@@ -177,6 +183,10 @@ class Call:
 
     def run(self) -> Any:
         """The op's value; of an op that gives others beside it (indices of a pooling), the value alone."""
+        return self._value() if self.op.run is None else self.op.run(self)
+
+    def _value(self) -> Any:
+        # Forward derivatives are the target's own: what is faster may have none.
         value = self.target(*self.args, **self.kwargs)
         return value[0] if isinstance(value, tuple) and not self.op.structural else value
 
@@ -190,7 +200,7 @@ class Call:
         """The Jacobian-vector product: how the op's value changes, to first order, with its inputs along `tangents`."""
 
         def run(*inputs: Tensor) -> Any:
-            value = self.with_inputs(inputs).run()
+            value = self.with_inputs(inputs)._value()
             return tuple(value) if isinstance(value, list) else value
 
         return torch.func.jvp(run, self.inputs, tuple(tangents))[1]

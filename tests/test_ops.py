@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -31,7 +32,9 @@ import fxlrp
 from fxlrp import vocabulary
 from fxlrp.graph import unwrap
 from fxlrp.ops.activation import thresholded_relu
+from fxlrp.ops.convolution import Geometry, convolve, transpose
 from fxlrp.ops.linear import affine, padded_convolution, with_bias_map
+from fxlrp.ops.pooling import max_pooled
 from fxlrp.ops.structure import dropped, flipped, written
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
@@ -68,6 +71,12 @@ CALLS = [
     (aten.prelu.default, rand(*IMAGE), rand(4)),
     (aten.max_pool1d.default, rand(2, 4, 7), [3], [2], [1]),
     (aten.max_pool2d.default, rand(*IMAGE), [3, 3], [2, 2], [1, 1]),
+    (
+        max_pooled,
+        image := rand(*IMAGE),
+        *(window := ([3, 3], [2, 2], [1, 1], [1, 1], False)),
+        aten.max_pool2d_with_indices(image, *window)[1],
+    ),
     (aten.max_pool2d.default, rand(*IMAGE), [2], [], [0], [1], True),
     (aten.max_pool3d.default, rand(1, 2, 4, 4, 4), [2, 2, 2]),
     (aten.adaptive_max_pool2d.default, rand(*IMAGE), [2, 2]),
@@ -591,3 +600,32 @@ def test_the_quick_stabilizer_is_zennits():
         mapper = Epsilon(stabilizer).gradient_mapper
         z = rand(3, 4)
         assert torch.equal(quickened(mapper)(torch.ones(()), [z]), mapper(torch.ones(()), [z]))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_its_transpose_and_their_derivatives(kernel, transposed):
+    """Against PyTorch's own, in every way that they are computed: values, derivatives, and derivatives of these."""
+    torch.manual_seed(0)
+    checked = 0
+    for stride, padding, dilation, groups, samples, size in itertools.product(
+        (1, 2), (0, 1), (1, 2), (1, 2), (1, 3), (5, 13)
+    ):
+        x = torch.randn(samples, 4, size, size, dtype=torch.float64, requires_grad=True)
+        shape = (4, 6 // groups) if transposed else (6, 4 // groups)
+        weight = torch.randn(*shape, kernel, kernel, dtype=torch.float64, requires_grad=True)
+        geometry = Geometry([stride] * 2, [padding] * 2, [dilation] * 2, transposed, [0] * 2, groups)
+        expected = aten.convolution(x, weight, None, *geometry)
+        s, v = torch.randn_like(expected, requires_grad=True), torch.randn_like(x)
+        value, back = convolve(x, weight, geometry), transpose(s, weight, tuple(x.shape), geometry)
+        first = torch.autograd.grad(expected, (x, weight), s, create_graph=True)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(back, first[0])
+        torch.testing.assert_close(torch.autograd.grad(value, (x, weight), s, create_graph=True), first)
+        second = torch.autograd.grad((first[0] * v).sum(), (s, weight))
+        torch.testing.assert_close(torch.autograd.grad((back * v).sum(), (s, weight)), second)
+        many = torch.randn(3, *s.shape, dtype=torch.float64)
+        found = torch.vmap(lambda each, w=weight, x=x, g=geometry: transpose(each, w, tuple(x.shape), g))(many)
+        torch.testing.assert_close(found[1], transpose(many[1], weight, tuple(x.shape), geometry))
+        checked += 1
+    assert checked == 64

@@ -24,7 +24,7 @@ from .batch_norm import (
 from .constants import fold_constants
 from .padding import join_padding_to_its_convolution
 from .report import Report, report
-from .simplify import read_copies_as_written, read_dropout_as_product, remove_no_ops
+from .simplify import keep_winners_of_max_pooling, read_copies_as_written, read_dropout_as_product, remove_no_ops
 
 __all__ = ["CanonicalModule", "canonize", "canonize_graph", "fold_constants", "passes"]
 
@@ -49,6 +49,7 @@ def passes(*, threshold_relu: bool = True) -> tuple[Pass, ...]:
         read_frozen_batch_norms_as_affine,
         fold_batch_norms,
         partial(absorb_affine_maps, threshold_relu=threshold_relu),
+        keep_winners_of_max_pooling,
     )
 
 

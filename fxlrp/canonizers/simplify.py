@@ -1,16 +1,18 @@
-"""Ops that do nothing are removed; writes into slices and dropout are read as functions of values."""
+"""Ops that do nothing are removed; writes into slices, dropout and pooling are read as functions of values."""
 
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import torch
 from torch import fx
 
-from ..graph import call, known
+from ..graph import call, known, unpack
+from ..ops.pooling import max_pooled
 from ..ops.structure import dropped, written
 
-__all__ = ["read_copies_as_written", "read_dropout_as_product", "remove_no_ops"]
+__all__ = ["keep_winners_of_max_pooling", "read_copies_as_written", "read_dropout_as_product", "remove_no_ops"]
 
 aten = torch.ops.aten
 _WHOLE = 2**63 - 1
@@ -60,3 +62,21 @@ def read_dropout_as_product(graph_module: fx.GraphModule) -> None:
             product = call(node, known, value, x, mask, p, name=value.name)
         product.meta["stands_for"] = dropped
         value.replace_all_uses_with(product, delete_user_cb=lambda user, new=product: user is not new)
+
+
+def keep_winners_of_max_pooling(graph_module: fx.GraphModule) -> None:
+    """Let max pooling give its winners out, so that the relevance pass need not look for them again."""
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is not aten.max_pool2d.default:
+            continue
+        args: list[Any] = [*node.args, *(None, None, None, [0], [1], False)[len(node.args) :]]
+        x, kernel, stride, padding, dilation, ceil_mode = args
+        window = [list(size) * (3 - len(size)) for size in (kernel, stride or kernel, padding, dilation)]
+        with graph.inserting_before(node):
+            both = call(node, aten.max_pool2d_with_indices.default, x, *window, ceil_mode)
+        value, winners = unpack(both, f"{node.name}_value", f"{node.name}_winners")
+        with graph.inserting_after(winners):
+            new = call(node, known, value, x, *window, ceil_mode, winners, name=node.name)
+        new.meta["stands_for"] = max_pooled
+        node.replace_all_uses_with(new)

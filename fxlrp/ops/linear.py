@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from ..graph import name_of_target, unwrap
 from ..rules.defaults import gradient
 from ..vocabulary import Call, Target, lookup, pull_back, register
+from .convolution import Geometry, convolve, transpose
 
 __all__ = [
     "CONVOLUTIONS",
@@ -88,15 +89,38 @@ def scaled_weight(weight: Tensor, scale: Tensor, groups: int, transposed: bool) 
     return (per_group * scale.reshape(groups, 1, -1, *(1,) * (weight.ndim - 2))).flatten(0, 1)
 
 
-def _with_scale(call: Call, gradient: Tensor, groups: int = 1, transposed: bool = False) -> tuple[Tensor, Tensor]:
+def _scaled(call: Call, scale: Tensor) -> Tensor:
+    """The weight of a call of a linear layer, each output channel scaled."""
+    groups = call.argument(6, 1) if call.args[1].ndim > 2 else 1
+    return scaled_weight(call.args[1], scale, groups, call.target in _ALL_TRANSPOSED)
+
+
+def _with_scale(call: Call, gradient: Tensor) -> tuple[Tensor, Tensor]:
     """The gradient and the weight, with the scale that stands outside of the weight in whichever is smaller."""
-    weight, scale = call.args[1].to(gradient.dtype), call.channel_scale
-    if scale is None:
-        return gradient, weight
-    scale = scale.to(gradient.dtype)
-    if weight.numel() < gradient.numel():
-        return gradient, scaled_weight(weight, scale, groups, transposed)
-    return gradient * (scale if call.target in LINEAR else _channels(scale, gradient.ndim)), weight
+    scale, weight = call.channel_scale, call.args[1]
+    if scale is not None and weight.numel() < gradient.numel():
+        weight = _scaled(call, scale)
+    elif scale is not None:
+        gradient = gradient * _along(scale, call).to(gradient.dtype)
+    return gradient, weight.to(gradient.dtype)
+
+
+def _along(channels: Tensor, call: Call) -> Tensor:
+    """A number for each output channel, to broadcast with the value of a linear layer."""
+    return channels if call.args[1].ndim == 2 else _channels(channels, call.args[0].ndim)
+
+
+def _run(call: Call) -> Tensor:
+    """The value of a linear layer."""
+    x, weight, bias, options = call.args[0], call.args[1], call.argument(2), call.args[3:]
+    geometry = None if weight.ndim == 2 or call.target in _PADDED else _geometry(call)
+    weight = weight.to(x.dtype)
+    value = call.target(x, weight, None, *options) if geometry is None else convolve(x, weight, geometry)
+    if call.channel_scale is not None:
+        value = value * _along(call.channel_scale, call).to(value.dtype)
+    if bias is None:
+        return value
+    return value + (bias if bias.ndim > 1 else _along(bias, call)).to(value.dtype)
 
 
 def _linear_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
@@ -111,6 +135,8 @@ register(
     default=gradient,
     vjp=_linear_vjp,
     at_zero=lambda call: call.argument(2),
+    run=_run,
+    scaled=_scaled,
 )
 
 
@@ -130,113 +156,30 @@ register(
 )
 
 
-class _Transposed(torch.autograd.Function):
-    """The transpose of a convolution, ``c = W^T s``, with derivatives at the cost of a convolution's own.
-
-    From ``<g, W^T s> = <W g, s>``: the derivative along ``s`` is the convolution of ``g``, the one along ``W`` is the
-    weight gradient of the convolution at ``g``. PyTorch's double backward computes the latter as a convolution with
-    a kernel as large as the image.
-    """
-
-    @staticmethod
-    def forward(gradient: Tensor, weight: Tensor, shape: Sequence[int], geometry: tuple[Any, ...]) -> Tensor:
-        # The backward op reads the input's shape alone: values are not to be kept, nor cast, for it.
-        like = gradient.new_empty(()).expand(shape)
-        return aten.convolution_backward(gradient, like, weight, None, *geometry, [True, False, False])[0]
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[0], inputs[1])
-        ctx.geometry = inputs[3]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (g,), (gradient, weight), geometry = grads, ctx.saved_tensors, ctx.geometry
-        of_gradient = of_weight = None
-        if ctx.needs_input_grad[0]:
-            of_gradient = aten.convolution(g, weight, None, *geometry)
-        if ctx.needs_input_grad[1]:
-            _, of_weight, _ = aten.convolution_backward(gradient, g, weight, None, *geometry, [False, True, False])
-        return of_gradient, of_weight, None, None
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
-        """Several gradients are one batch: the derivative along the weight is not taken for each of them."""
-        gradient, weight, shape, geometry = args
-        if in_dims[1] is not None:
-            parts = [
-                _Transposed.apply(g, w, shape, geometry)
-                for g, w in zip(_each_of(gradient, in_dims[0], info), _each_of(weight, in_dims[1], info), strict=True)
-            ]
-            return torch.stack(parts), 0
-        gradient = gradient.movedim(in_dims[0], 0)
-        found = _Transposed.apply(gradient.flatten(0, 1), weight, (gradient.shape[0] * shape[0], *shape[1:]), geometry)
-        return found.unflatten(0, (gradient.shape[0], -1)), 0
+def _geometry(call: Call) -> Geometry | None:
+    """How the kernel of a (transposed) convolution moves; None if it pads one side more than the other."""
+    n = call.args[1].ndim - 2
+    spelled = lambda position, default: _each(call.argument(position, default), n)
+    if call.target in _ALL_TRANSPOSED:
+        stride, padding, output_padding, dilation = spelled(3, 1), spelled(4, 0), spelled(5, 0), spelled(7, 1)
+        return Geometry(stride, padding, dilation, True, output_padding, call.argument(6, 1))
+    dilation, padding = spelled(5, 1), call.argument(4, 0)
+    if padding == "same":
+        total = [d * (k - 1) for d, k in zip(dilation, call.args[1].shape[2:], strict=True)]
+        if any(t % 2 for t in total):
+            return None
+        padding = [t // 2 for t in total]
+    padding = _each(0 if padding == "valid" else padding, n)
+    return Geometry(spelled(3, 1), padding, dilation, False, [0] * n, call.argument(6, 1))
 
 
-def _each_of(value: Tensor, dim: int | None, info: Any) -> Sequence[Tensor]:
-    return [value] * info.batch_size if dim is None else value.unbind(dim)
-
-
-def _input_gradient(
-    call: Call,
-    gradient: Tensor,
-    *,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    transposed: bool,
-    output_padding: Sequence[int],
-    groups: int,
-) -> tuple[Tensor]:
-    x = call.args[0]
-    gradient, weight = _with_scale(call, gradient, groups, transposed)
-    geometry = (stride, padding, dilation, transposed, output_padding, groups)
-    transpose = _Transposed.apply if torch.is_grad_enabled() else _Transposed.forward
-    return (transpose(gradient, weight, tuple(x.shape), geometry),)
-
-
-def _convolution_vjp(n: int) -> Callable[[Call, Tensor], tuple[Tensor, ...]]:
-    def vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
-        dilation = _each(call.argument(5, 1), n)
-        padding = call.argument(4, 0)
-        if padding == "valid":
-            padding = 0
-        elif padding == "same":
-            total = [d * (k - 1) for d, k in zip(dilation, call.args[1].shape[2:], strict=True)]
-            if any(t % 2 for t in total):
-                gradient, weight = _with_scale(call, gradient, call.argument(6, 1))
-                at = call.with_params({"weight": weight})
-                return pull_back(lambda x: at.with_inputs([x]).run(), call.args[0])[1](gradient)
-            padding = [t // 2 for t in total]
-        return _input_gradient(
-            call,
-            gradient,
-            stride=_each(call.argument(3, 1), n),
-            padding=_each(padding, n),
-            dilation=dilation,
-            transposed=False,
-            output_padding=[0] * n,
-            groups=call.argument(6, 1),
-        )
-
-    return vjp
-
-
-def _convolution_transpose_vjp(n: int) -> Callable[[Call, Tensor], tuple[Tensor, ...]]:
-    def vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
-        return _input_gradient(
-            call,
-            gradient,
-            stride=_each(call.argument(3, 1), n),
-            padding=_each(call.argument(4, 0), n),
-            dilation=_each(call.argument(7, 1), n),
-            transposed=True,
-            output_padding=_each(call.argument(5, 0), n),
-            groups=call.argument(6, 1),
-        )
-
-    return vjp
+def _convolution_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    geometry = _geometry(call)
+    gradient, weight = _with_scale(call, gradient)
+    if geometry is None:
+        at = replace(call.with_params({"weight": weight}), channel_scale=None)
+        return pull_back(lambda x: at.with_inputs([x]).run(), call.args[0])[1](gradient)
+    return (transpose(gradient, weight, tuple(call.args[0].shape), geometry),)
 
 
 def _convolution_stand_in(n: int) -> Callable[[fx.Node], nn.Module]:
@@ -313,7 +256,7 @@ def _padded_convolution_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     # The shape alone is read, as above.
     padded = nn.functional.pad(x.new_empty(()).expand(x.shape), list(pad))
     inner = replace(call, args=(padded, *operands))
-    (found,) = _convolution_vjp(x.ndim - 2)(inner, gradient)
+    (found,) = _convolution_vjp(inner, gradient)
     return (nn.functional.pad(found, [-amount for amount in pad]),)
 
 
@@ -344,16 +287,20 @@ for _n in (1, 2, 3):
         params=_PARAMS,
         stand_in=_convolution_stand_in(_n),
         default=gradient,
-        vjp=_convolution_vjp(_n),
+        vjp=_convolution_vjp,
         at_zero=_bias_map,
+        run=_run,
+        scaled=_scaled,
     )
     register(
         TRANSPOSED[_n - 1],
         params=_PARAMS,
         stand_in=_convolution_transpose_stand_in(_n),
         default=gradient,
-        vjp=_convolution_transpose_vjp(_n),
+        vjp=_convolution_vjp,
         at_zero=_bias_map,
+        run=_run,
+        scaled=_scaled,
     )
 
 register(
@@ -363,6 +310,8 @@ register(
     default=gradient,
     vjp=_padded_convolution_vjp,
     at_zero=_bias_map,
+    run=_run,
+    scaled=_scaled,
 )
 
 
@@ -382,9 +331,13 @@ def _with_bias_map(layer: Target) -> Target:
         default=gradient,
         vjp=entry.vjp,
         at_zero=lambda call: call.argument(2),
+        run=_run,
+        scaled=_scaled,
     )
     return mapped
 
 
 with_bias_map: dict[Target, Target] = {layer: _with_bias_map(layer) for layer in (*CONVOLUTIONS, *TRANSPOSED, *LINEAR)}
 """For each linear layer, the same with a bias that is a feature map: of the value's shape, for one sample."""
+_PADDED = (padded_convolution, with_bias_map[padded_convolution])
+_ALL_TRANSPOSED = (*TRANSPOSED, *(with_bias_map[layer] for layer in TRANSPOSED))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor, fx, nn
 from ..graph import unwrap
 from ..rules.defaults import gradient
 from ..vocabulary import Call, register
+
+__all__ = ["max_pooled"]
 
 aten = torch.ops.aten
 
@@ -45,6 +47,34 @@ def _max_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     return (aten.max_pool2d_with_indices_backward(gradient, x, kernel, stride, padding, dilation, ceil_mode, indices),)
 
 
+def max_pooled(
+    x: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+    indices: Tensor,
+) -> Tensor:
+    """Max pooling over two dimensions whose winners are known.
+
+    Parameters
+    ----------
+    x, kernel, stride, padding, dilation, ceil_mode
+        As of `torch.nn.functional.max_pool2d`, spelled out.
+    indices : Tensor
+        Where each winner stands in its plane.
+    """
+    return x.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)
+
+
+def _max_pooled_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    x, *window, indices = call.args
+    # The backward op reads the input's shape alone.
+    like = gradient.new_empty(()).expand(x.shape)
+    return (aten.max_pool2d_with_indices_backward(gradient, like, *window, indices),)
+
+
 def _avg_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     x, kernel = call.args[0].to(gradient.dtype), call.args[1]
     return (
@@ -67,6 +97,7 @@ def _adaptive_avg_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]
 
 _pool(aten.max_pool1d.default, stand_in=_window(nn.MaxPool1d))
 _pool(aten.max_pool2d.default, stand_in=_window(nn.MaxPool2d), vjp=_max_pool2d_vjp)
+_pool(max_pooled, stand_in=_window(nn.MaxPool2d), vjp=_max_pooled_vjp)
 _pool(aten.max_pool3d.default, stand_in=_window(nn.MaxPool3d))
 _pool(aten.max_pool1d_with_indices.default, stand_in=_window(nn.MaxPool1d))
 _pool(aten.max_pool2d_with_indices.default, stand_in=_window(nn.MaxPool2d))

@@ -49,14 +49,14 @@ class Rule(nn.Module):
         Whether `propagate` reads the op's value; if not, it is given None and the value need not be kept.
     passes : bool
         Whether relevance passes unchanged: then nothing is called at all.
-    only_transposes : bool
-        Whether `propagate` uses the op's weight in `Call.vjp` alone: a factor of its output channels may then be left
-        out of it, which is cheaper where a weight has more numbers than the value.
+    takes_scale : bool
+        Whether a factor of the output channels may be left out of the op's weight (`Call.channel_scale`), which is
+        cheaper where the weight has more numbers than the value.
     """
 
     needs_output = True
     passes = False
-    only_transposes = False
+    takes_scale = False
 
     op: Op
     target: Callable[..., Any]
@@ -130,7 +130,7 @@ class Gradient(Rule):
     """The plain gradient: what zennit does with an op that its composite gives no rule."""
 
     needs_output = False
-    only_transposes = True
+    takes_scale = True
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         """The vector-Jacobian product of the op with the relevance."""

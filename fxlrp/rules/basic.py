@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeGuard
 
 import torch
@@ -63,6 +63,8 @@ class _Branch:
     output_modifier: Callable[[Tensor], Tensor]
     keeps_input: bool
     keeps_params: bool
+    keeps_scale: bool
+    rectified: Sequence[str]
     keeps_output: bool
     zero_input: bool
     reads_gradient: bool
@@ -130,11 +132,14 @@ class BasicRule(Rule):
         ]
         self.branches = [
             _Branch(
-                input_modifier=at_input,
+                # A clamp's derivative takes a mask, a ReLU's does not.
+                input_modifier=torch.relu if probe.is_relu(at_input, input_shape) else at_input,
                 param_modifier=at_params,
                 output_modifier=at_output,
                 keeps_input=probe.is_identity(at_input, input_shape, **domain),
                 keeps_params=probe.keeps_params(lambda p, m=at_params: self._modified(m, p), dict(param_shapes)),
+                keeps_scale=probe.keeps_scale(lambda p, m=at_params: self._modified(m, p), dict(param_shapes)),
+                rectified=probe.rectified(lambda p, m=at_params: self._modified(m, p), dict(param_shapes)),
                 keeps_output=probe.is_identity(at_output, (64,), non_negative=False),
                 zero_input=i in zero,
                 reads_gradient=probe.reads_gradient(hook.reducer, len(modifiers), i, zero),
@@ -142,9 +147,7 @@ class BasicRule(Rule):
             for i, (at_input, at_params, at_output) in enumerate(modifiers)
         ]
         self.needs_output = any(branch.keeps_input and branch.keeps_params for branch in self.branches)
-        self.only_transposes = all(
-            branch.is_forward or (branch.zero_input and branch.keeps_params) for branch in self.branches
-        )
+        self.takes_scale = all(branch.keeps_params or branch.keeps_scale for branch in self.branches)
 
     def bind(self, params: Mapping[str, Tensor]) -> None:
         """Take the op's parameters as constants: modify them once, here."""
@@ -157,15 +160,33 @@ class BasicRule(Rule):
     def _modified(self, modifier: Any, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return modified_params(modifier, params, list(self.op.params))
 
+    def _with_modified_params(self, call: Call, index: int) -> Call:
+        branch = self.branches[index]
+        if self._bound is not None:
+            return call.with_params(self._bound[index])
+        params = call.params
+        if branch.zero_input and not branch.reads_gradient:
+            # Of a layer whose input is zero, the value is the bias.
+            params.pop("weight", None)
+        elif call.channel_scale is not None:
+            # What is left out of the weight is its scale's size, which the modifier commutes with.
+            assert call.op.scaled is not None
+            sign = call.channel_scale.detach().sign()
+            # Elsewhere, looking at the values would wait for the device, or is not possible.
+            looks = sign.device.type == "cpu" and not torch.compiler.is_compiling()
+            if not (looks and bool((sign > 0).all())):
+                params["weight"] = call.op.scaled(call, sign)
+            call = replace(call, channel_scale=call.channel_scale.abs())
+        rectified = {name: params.pop(name).relu() for name in branch.rectified if name in params}
+        return call.with_params({**self._modified(branch.param_modifier, params), **rectified})
+
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         exact = relevance.dtype
         calls, inputs, outputs, pulls, computed = [], [], [], [], []
         for index, branch in enumerate(self.branches):
             at = call if branch.keeps_input else call.with_inputs([branch.input_modifier(x) for x in call.inputs])
             if not branch.keeps_params:
-                at = at.with_params(
-                    self._bound[index] if self._bound is not None else self._modified(branch.param_modifier, at.params)
-                )
+                at = self._with_modified_params(at, index)
             value, pull = self._value(branch, at, output)
             calls.append(at)
             inputs.append([x.to(exact) for x in at.inputs])

@@ -15,7 +15,17 @@ from torch import Tensor
 
 from ..errors import RuleError
 
-__all__ = ["coefficients", "is_identity", "is_zero", "keeps_params", "numbers", "reads_gradient"]
+__all__ = [
+    "coefficients",
+    "is_identity",
+    "is_relu",
+    "is_zero",
+    "keeps_params",
+    "keeps_scale",
+    "numbers",
+    "reads_gradient",
+    "rectified",
+]
 
 _SMALL = 8
 _ENOUGH = 64
@@ -74,6 +84,38 @@ def keeps_params(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shape
         except Exception:
             return False
         if not all(torch.equal(modified[name], param) for name, param in params.items()):
+            return False
+    return True
+
+
+def is_relu(modifier: Callable[[Tensor], Any], shape: Sequence[int]) -> bool:
+    """Whether an input modifier is a ReLU, however it is written."""
+    return _agrees(modifier, torch.relu, _inputs(shape, non_negative=False))
+
+
+def rectified(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> list[str]:
+    """The parameters on which a parameter modifier is a ReLU, however it is written (tried on small ones)."""
+    small = {name: [min(size, _SMALL) for size in shape] for name, shape in shapes.items()}
+    alone = lambda name: lambda param: modify({name: param})[name]
+    return [name for name, shape in small.items() if _agrees(alone(name), torch.relu, _inputs(shape, False))]
+
+
+def keeps_scale(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> bool:
+    """Whether a parameter modifier commutes with positive factors of the weight, as a clamp does (tried on small)."""
+    small = {name: [min(size, _SMALL) for size in shape] for name, shape in shapes.items()}
+    if "weight" not in small:
+        return False
+    for seed in _rounds(small.values()):
+        params = {name: numbers(shape, seed=seed) for name, shape in small.items()}
+        # Powers of two: no rounding.
+        factor = 2.0 ** (numbers(small["weight"], seed=seed + 1).sign() * (1 + seed % 5))
+        try:
+            modified = modify({name: param.clone() for name, param in params.items()})
+            scaled = modify({**params, "weight": params["weight"] * factor})
+        # As above.
+        except Exception:
+            return False
+        if not all(torch.equal(scaled[name], modified[name] * (factor if name == "weight" else 1)) for name in small):
             return False
     return True
 
