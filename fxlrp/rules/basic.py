@@ -182,14 +182,16 @@ class BasicRule(Rule):
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         exact = relevance.dtype
+        zero = torch.zeros((), dtype=exact, device=relevance.device)
         calls, inputs, outputs, pulls, computed = [], [], [], [], []
         for index, branch in enumerate(self.branches):
-            at = call if branch.keeps_input else call.with_inputs([branch.input_modifier(x) for x in call.inputs])
+            modified = not (branch.keeps_input or branch.zero_input)
+            at = call.with_inputs([branch.input_modifier(x) for x in call.inputs]) if modified else call
             if not branch.keeps_params:
                 at = self._with_modified_params(at, index)
             value, pull = self._value(branch, at, output)
             calls.append(at)
-            inputs.append([x.to(exact) for x in at.inputs])
+            inputs.append([zero] * len(self.slots) if branch.zero_input else [x.to(exact) for x in at.inputs])
             outputs.append(value.to(exact))
             computed.append(value.dtype)
             pulls.append(pull)
@@ -198,7 +200,7 @@ class BasicRule(Rule):
         gradients: list[Any] = []
         for branch, at, dtype, pull, wanted in zip(self.branches, calls, computed, pulls, mapped, strict=True):
             if not branch.reads_gradient:
-                gradients.append([torch.zeros((), dtype=exact, device=relevance.device)] * len(self.slots))
+                gradients.append([zero] * len(self.slots))
                 continue
             (gradient,) = (wanted,) if pull is None else pull(wanted)
             gradients.append([taken.to(exact) for taken in at.vjp(gradient.to(dtype))])
