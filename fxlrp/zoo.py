@@ -18,7 +18,10 @@ from .testing.models import trained
 __all__ = ["LoadedModel", "class_names", "find_class", "load", "read_image"]
 
 RANDOM = "random"
-"""What stands for a file of weights where random ones are wanted."""
+"""What stands for a file of weights where random ones are wanted, as training leaves them."""
+
+INITIAL = "initial"
+"""The same, where training is to begin."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,9 @@ def load(name: str, weights: str | Path | None = None, *, classes: int = 1000) -
     name : str
         ``torchvision:NAME`` or ``timm:NAME``.
     weights : str, Path or None
-        A state dict (.pth, .pt or .safetensors; also under the keys "state_dict" or "model"), or "random". None: the
-        library's pretrained weights, which it may have to download.
+        A state dict (.pth, .pt or .safetensors; also under the keys "state_dict" or "model"); "random", as training
+        leaves them; "initial", as the library begins with. None: the library's pretrained weights, which it may have
+        to download.
     classes : int
         The number of the model's outputs.
 
@@ -90,7 +94,7 @@ def load(name: str, weights: str | Path | None = None, *, classes: int = 1000) -
     if str(weights) == RANDOM:
         # Fresh batch norms and biases would make any rule look well.
         trained(model).float()
-    elif weights is not None:
+    elif weights is not None and str(weights) != INITIAL:
         _load_weights(model, Path(weights))
     mean, std = (torch.as_tensor(value, dtype=torch.float32).reshape(1, 3, 1, 1) for value in (mean, std))
     # Of timm's pretrained models, some know other classes than ImageNet's 1000.

@@ -358,21 +358,17 @@ def _read(checkpoint: Path, conditions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _initial_model(settings: TrainSettings, classes: list[str]) -> zoo.LoadedModel:
-    if settings.weights not in (zoo.RANDOM, PRETRAINED):
-        loaded = zoo.load(settings.model, settings.weights, classes=len(classes))
-        return replace(loaded, classes=classes)
-    pretrained = settings.weights == PRETRAINED
-    loaded = zoo.load(settings.model, None if pretrained else zoo.RANDOM)
-    # Training begins with the library's own initial weights; the random ones of `load` are as training leaves them.
-    library, _, name = settings.model.partition(":")
-    model = zoo._LIBRARIES[library](name, False, len(classes))[0]
-    if pretrained:
-        own = model.state_dict()
-        theirs = loaded.model.state_dict()
+    # What the command calls random is what training begins with.
+    weights = zoo.INITIAL if settings.weights in (zoo.RANDOM, PRETRAINED) else settings.weights
+    loaded = zoo.load(settings.model, weights, classes=len(classes))
+    if settings.weights == PRETRAINED:
+        theirs = zoo.load(settings.model)
+        own = loaded.model.state_dict()
         # The last layer is for other classes: it stays a new one.
-        fitting = {key: value for key, value in theirs.items() if key in own and value.shape == own[key].shape}
-        model.load_state_dict(fitting, strict=False)
-    return replace(loaded, model=model, classes=classes)
+        fitting = {k: v for k, v in theirs.model.state_dict().items() if k in own and v.shape == own[k].shape}
+        loaded.model.load_state_dict(fitting, strict=False)
+        loaded = replace(theirs, model=loaded.model)
+    return replace(loaded, classes=classes)
 
 
 def _shown(samples: Sequence[Sample]) -> list[Sample]:
