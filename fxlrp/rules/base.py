@@ -71,7 +71,15 @@ class Rule(nn.Module):
         """Which of an op's inputs receive relevance: all of them, unless a rule holds one constant."""
         return slots
 
-    def place(self, op: Op, target: Callable[..., Any], slots: Sequence[Slot], non_negative: bool) -> None:
+    def place(
+        self,
+        op: Op,
+        target: Callable[..., Any],
+        slots: Sequence[Slot],
+        *,
+        non_negative: bool,
+        from_outside: bool,
+    ) -> None:
         """Tell the rule which op it serves.
 
         Parameters
@@ -82,6 +90,8 @@ class Rule(nn.Module):
             The inputs that relevance flows to.
         non_negative : bool
             Whether all of these inputs are known to be non-negative.
+        from_outside : bool
+            Whether all of them are the model's own inputs, of which nothing is known.
         """
         self.op, self.target, self.slots = op, target, tuple(slots)
 

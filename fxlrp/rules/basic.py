@@ -105,9 +105,17 @@ class BasicRule(Rule):
     def __repr__(self) -> str:
         return f"{type(self.hook).__name__}()"
 
-    def place(self, op: Op, target: Callable[..., Any], slots: Sequence[Slot], non_negative: bool) -> None:
-        super().place(op, target, slots, non_negative)
-        self.non_negative = non_negative
+    def place(
+        self,
+        op: Op,
+        target: Callable[..., Any],
+        slots: Sequence[Slot],
+        *,
+        non_negative: bool,
+        from_outside: bool,
+    ) -> None:
+        super().place(op, target, slots, non_negative=non_negative, from_outside=from_outside)
+        self.non_negative, self.from_outside = non_negative, from_outside
 
     def analyse(self, input_shape: Sequence[int], param_shapes: Mapping[str, Sequence[int]]) -> None:
         """Find out, before anything runs, which of the rule's branches need computing.
@@ -119,7 +127,17 @@ class BasicRule(Rule):
         param_shapes : dict of str to sequence of int
             The shapes of the op's parameters that are not None.
         """
-        hook, domain = self.hook, {"non_negative": self.non_negative}
+        self.branches = self._branches(input_shape, param_shapes, self.non_negative)
+        # Of the model's input, nothing is known before it is there (`_of_this_input`).
+        self._of_non_negative = self._branches(input_shape, param_shapes, True) if self.from_outside else self.branches
+        every = [*self.branches, *self._of_non_negative]
+        self.needs_output = any(branch.keeps_input and branch.keeps_params for branch in every)
+        self.takes_scale = all(branch.keeps_params or branch.keeps_scale for branch in every)
+
+    def _branches(
+        self, input_shape: Sequence[int], param_shapes: Mapping[str, Sequence[int]], non_negative: bool
+    ) -> list[_Branch]:
+        hook, domain = self.hook, {"non_negative": non_negative}
         parts: list[Any] = [hook.input_modifiers, hook.param_modifiers, hook.output_modifiers]
         modifiers = list(zip(*parts, strict=True))
         affine = self.op.at_zero is not None
@@ -130,7 +148,7 @@ class BasicRule(Rule):
             and probe.is_identity(at_output, (64,), non_negative=False)
             and probe.is_zero(at_input, input_shape, **domain)
         ]
-        self.branches = [
+        return [
             _Branch(
                 # A clamp's derivative takes a mask, a ReLU's does not.
                 input_modifier=torch.relu if probe.is_relu(at_input, input_shape) else at_input,
@@ -146,8 +164,15 @@ class BasicRule(Rule):
             )
             for i, (at_input, at_params, at_output) in enumerate(modifiers)
         ]
-        self.needs_output = any(branch.keeps_input and branch.keeps_params for branch in self.branches)
-        self.takes_scale = all(branch.keeps_params or branch.keeps_scale for branch in self.branches)
+
+    def _of_this_input(self, call: Call) -> Sequence[_Branch]:
+        """The branches; of the model's own input, those for a non-negative one, if it is."""
+        if not self.from_outside or torch.compiler.is_compiling():
+            return self.branches
+        # Elsewhere, looking at the values would wait for the device.
+        if not all(x.device.type == "cpu" and bool((x.detach() >= 0).all()) for x in call.inputs):
+            return self.branches
+        return self._of_non_negative
 
     def bind(self, params: Mapping[str, Tensor]) -> None:
         """Take the op's parameters as constants: modify them once, here."""
@@ -160,8 +185,7 @@ class BasicRule(Rule):
     def _modified(self, modifier: Any, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return modified_params(modifier, params, list(self.op.params))
 
-    def _with_modified_params(self, call: Call, index: int) -> Call:
-        branch = self.branches[index]
+    def _with_modified_params(self, call: Call, branch: _Branch, index: int) -> Call:
         if self._bound is not None:
             return call.with_params(self._bound[index])
         params = call.params
@@ -184,11 +208,12 @@ class BasicRule(Rule):
         exact = relevance.dtype
         zero = torch.zeros((), dtype=exact, device=relevance.device)
         calls, inputs, outputs, pulls, computed = [], [], [], [], []
-        for index, branch in enumerate(self.branches):
+        branches = self._of_this_input(call)
+        for index, branch in enumerate(branches):
             modified = not (branch.keeps_input or branch.zero_input)
             at = call.with_inputs([branch.input_modifier(x) for x in call.inputs]) if modified else call
             if not branch.keeps_params:
-                at = self._with_modified_params(at, index)
+                at = self._with_modified_params(at, branch, index)
             value, pull = self._value(branch, at, output)
             calls.append(at)
             inputs.append([zero] * len(self.slots) if branch.zero_input else [x.to(exact) for x in at.inputs])
@@ -198,7 +223,7 @@ class BasicRule(Rule):
         mapped = self._mapper(relevance, outputs)
         mapped = (mapped,) if isinstance(mapped, Tensor) else mapped
         gradients: list[Any] = []
-        for branch, at, dtype, pull, wanted in zip(self.branches, calls, computed, pulls, mapped, strict=True):
+        for branch, at, dtype, pull, wanted in zip(branches, calls, computed, pulls, mapped, strict=True):
             if not branch.reads_gradient:
                 gradients.append([zero] * len(self.slots))
                 continue
