@@ -471,12 +471,12 @@ def test_the_loss_of_a_batch(variant, model, x):
         parts[name] = sum(l1) / 4, sum(l2) / 4
         layers.append(1.5 * parts[name][0] + 2.5 * parts[name][1])
     heatmap = slow_gwrp(layers, 0.7)
-    classification = float(F.cross_entropy(out.logits, labels))
-    assert float(loss.classification) == pytest.approx(classification, rel=1e-12)
-    assert float(loss.background) == pytest.approx(parts["input"][0], rel=1e-10)
-    assert float(loss.foreground) == pytest.approx(parts["input"][1], rel=1e-10)
-    assert float(loss.heatmap) == pytest.approx(heatmap, rel=1e-10)
-    assert float(loss.total) == pytest.approx(0.3 * classification + 0.7 * heatmap, rel=1e-10)
+    classification = F.cross_entropy(out.logits, labels).item()
+    assert loss.classification.item() == pytest.approx(classification, rel=1e-12)
+    assert loss.background.item() == pytest.approx(parts["input"][0], rel=1e-10)
+    assert loss.foreground.item() == pytest.approx(parts["input"][1], rel=1e-10)
+    assert loss.heatmap.item() == pytest.approx(heatmap, rel=1e-10)
+    assert loss.total.item() == pytest.approx(0.3 * classification + 0.7 * heatmap, rel=1e-10)
 
 
 @pytest.mark.parametrize("variant", ["selective", "dual", "original"])

@@ -71,11 +71,18 @@ CALLS = [
     (aten.prelu.default, rand(*IMAGE), rand(4)),
     (aten.max_pool1d.default, rand(2, 4, 7), [3], [2], [1]),
     (aten.max_pool2d.default, rand(*IMAGE), [3, 3], [2, 2], [1, 1]),
-    (
-        max_pooled,
-        image := rand(*IMAGE),
-        *(window := ([3, 3], [2, 2], [1, 1], [1, 1], False)),
-        aten.max_pool2d_with_indices(image, *window)[1],
+    *(
+        (
+            max_pooled,
+            x := rand(2, 3, *[5] * n),
+            *(window := ([3] * n, [2] * n, [1] * n, [1] * n, False)),
+            pool(x, *window)[1],
+        )
+        for n, pool in (
+            (1, aten.max_pool1d_with_indices),
+            (2, aten.max_pool2d_with_indices),
+            (3, aten.max_pool3d_with_indices),
+        )
     ),
     (aten.max_pool2d.default, rand(*IMAGE), [2], [], [0], [1], True),
     (aten.max_pool3d.default, rand(1, 2, 4, 4, 4), [2, 2, 2]),

@@ -18,7 +18,7 @@ from zennit.layer import Sum
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 import fxlrp
-import fxlrp.twin
+import fxlrp.programs
 from fxlrp.canonizers import passes
 from fxlrp.canonizers.batch_norm import inverse_deviation
 from fxlrp.canonizers.statistics import batch_norm_with_statistics
@@ -138,7 +138,7 @@ def test_every_rule_on_every_network(monkeypatch, count):
         # The model is kept beside its capture, so that its id is no other's.
         return captures.setdefault(id(model), (model, capture(model, inputs, output)))[1]
 
-    monkeypatch.setattr(fxlrp.twin, "capture", once)
+    monkeypatch.setattr(fxlrp.programs, "capture", once)
 
     @examples(count)
     @given(cases())

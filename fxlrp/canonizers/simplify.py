@@ -64,17 +64,25 @@ def read_dropout_as_product(graph_module: fx.GraphModule) -> None:
         value.replace_all_uses_with(product, delete_user_cb=lambda user, new=product: user is not new)
 
 
+_WITH_WINNERS: dict[Any, Any] = {
+    aten.max_pool1d.default: aten.max_pool1d_with_indices.default,
+    aten.max_pool2d.default: aten.max_pool2d_with_indices.default,
+    aten.max_pool3d.default: aten.max_pool3d_with_indices.default,
+}
+
+
 def keep_winners_of_max_pooling(graph_module: fx.GraphModule) -> None:
     """Let max pooling give its winners out, so that the relevance pass need not look for them again."""
     graph = graph_module.graph
     for node in list(graph.nodes):
-        if node.target is not aten.max_pool2d.default:
+        if node.target not in _WITH_WINNERS:
             continue
         args: list[Any] = [*node.args, *(None, None, None, [0], [1], False)[len(node.args) :]]
         x, kernel, stride, padding, dilation, ceil_mode = args
-        window = [list(size) * (3 - len(size)) for size in (kernel, stride or kernel, padding, dilation)]
+        sizes = (kernel, stride or kernel, padding, dilation)
+        window = [list(size) * (len(kernel) if len(size) == 1 else 1) for size in sizes]
         with graph.inserting_before(node):
-            both = call(node, aten.max_pool2d_with_indices.default, x, *window, ceil_mode)
+            both = call(node, _WITH_WINNERS[node.target], x, *window, ceil_mode)
         value, winners = unpack(both, f"{node.name}_value", f"{node.name}_winners")
         with graph.inserting_after(winners):
             new = call(node, known, value, x, *window, ceil_mode, winners, name=node.name)

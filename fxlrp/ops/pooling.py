@@ -54,25 +54,35 @@ def max_pooled(
     padding: Sequence[int],
     dilation: Sequence[int],
     ceil_mode: bool,
-    indices: Tensor,
+    winners: Tensor,
 ) -> Tensor:
-    """Max pooling over two dimensions whose winners are known.
+    """Max pooling whose winners are known.
 
     Parameters
     ----------
     x, kernel, stride, padding, dilation, ceil_mode
-        As of `torch.nn.functional.max_pool2d`, spelled out.
-    indices : Tensor
-        Where each winner stands in its plane.
+        As of max pooling, spelled out for each spatial dimension.
+    winners : Tensor
+        Where each value comes from: its position in the flattened spatial dimensions.
     """
-    return x.flatten(-2).gather(-1, indices.flatten(-2)).view_as(indices)
+    n = len(kernel)
+    return x.flatten(-n).gather(-1, winners.flatten(-n)).view_as(winners)
+
+
+def _max_pooled_stand_in(node: fx.Node) -> nn.Module:
+    kernel: Any = unwrap(node)[1][1]
+    return {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}[len(kernel)](kernel)
 
 
 def _max_pooled_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
-    x, *window, indices = call.args
-    # The backward op reads the input's shape alone.
-    like = gradient.new_empty(()).expand(x.shape)
-    return (aten.max_pool2d_with_indices_backward(gradient, like, *window, indices),)
+    x, *window, winners = call.args
+    n = len(window[0])
+    if n == 2:
+        # The backward op reads the input's shape alone.
+        like = gradient.new_empty(()).expand(x.shape)
+        return (aten.max_pool2d_with_indices_backward(gradient, like, *window, winners),)
+    nothing = gradient.new_zeros(x.shape).flatten(-n)
+    return (nothing.scatter_add(-1, winners.flatten(-n), gradient.flatten(-n)).view(x.shape),)
 
 
 def _avg_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
@@ -97,7 +107,7 @@ def _adaptive_avg_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]
 
 _pool(aten.max_pool1d.default, stand_in=_window(nn.MaxPool1d))
 _pool(aten.max_pool2d.default, stand_in=_window(nn.MaxPool2d), vjp=_max_pool2d_vjp)
-_pool(max_pooled, stand_in=_window(nn.MaxPool2d), vjp=_max_pooled_vjp)
+_pool(max_pooled, stand_in=_max_pooled_stand_in, vjp=_max_pooled_vjp)
 _pool(aten.max_pool3d.default, stand_in=_window(nn.MaxPool3d))
 _pool(aten.max_pool1d_with_indices.default, stand_in=_window(nn.MaxPool1d))
 _pool(aten.max_pool2d_with_indices.default, stand_in=_window(nn.MaxPool2d))
