@@ -61,6 +61,8 @@ class Rule(nn.Module):
     op: Op
     target: Callable[..., Any]
     slots: Sequence[Slot]
+    non_negative: bool
+    from_outside: bool
 
     @property
     def name(self) -> str:
@@ -94,6 +96,7 @@ class Rule(nn.Module):
             Whether all of them are the model's own inputs, of which nothing is known.
         """
         self.op, self.target, self.slots = op, target, tuple(slots)
+        self.non_negative, self.from_outside = non_negative, from_outside
 
     def forward(
         self, relevance: Any, output: Any, *args: Any, channel_scale: Tensor | None = None, **kwargs: Any

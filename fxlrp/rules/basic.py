@@ -11,7 +11,7 @@ from torch import Tensor
 from zennit.core import BasicHook, ParamMod, zero_wrap
 
 from ..errors import RuleError
-from ..vocabulary import Call, Op, Slot, pull_back
+from ..vocabulary import Call, pull_back
 from . import probe
 from .account import Evaluated, account_of
 from .base import Account, Rule
@@ -104,18 +104,6 @@ class BasicRule(Rule):
 
     def __repr__(self) -> str:
         return f"{type(self.hook).__name__}()"
-
-    def place(
-        self,
-        op: Op,
-        target: Callable[..., Any],
-        slots: Sequence[Slot],
-        *,
-        non_negative: bool,
-        from_outside: bool,
-    ) -> None:
-        super().place(op, target, slots, non_negative=non_negative, from_outside=from_outside)
-        self.non_negative, self.from_outside = non_negative, from_outside
 
     def analyse(self, input_shape: Sequence[int], param_shapes: Mapping[str, Sequence[int]]) -> None:
         """Find out, before anything runs, which of the rule's branches need computing.
