@@ -134,7 +134,7 @@ class Program:
         saved = [values[number] for number in numbers]
         if seed.ndim == self.capture.output.meta["val"].ndim:
             return half(seed, *saved)
-        return torch.vmap(lambda each: half(each, *saved), randomness="different")(seed)
+        return _of_each(half, seed, saved)  # pyright: ignore[reportCallIssue]
 
     def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Any]:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
@@ -144,6 +144,13 @@ class Program:
             return self.graph_module(*inputs, target)
         output, values = self.forward(inputs)
         return output, *self.relevance(values, seed_relevance(output, target))
+
+
+# torch.compile cannot follow vmap over functions with derivatives of their own (torch 2.15): it runs as it is.
+@torch.compiler.disable
+def _of_each(half: fx.GraphModule, seeds: Tensor, saved: Sequence[Any]) -> Found:
+    """The relevance half for each of K seeds."""
+    return torch.vmap(lambda seed: half(seed, *saved), randomness="different")(seeds)
 
 
 def _without_readings(whole: fx.Graph) -> fx.Graph:

@@ -600,3 +600,46 @@ def test_what_is_put_in_place_of_a_layer_is_seen(model, x):
     close(isnet(x).logits, model(x))
     model.conv1.weight = nn.Parameter(model.conv1.weight.detach() * 2)
     close(isnet(x).logits, model(x))
+
+
+@pytest.mark.parametrize(
+    "variant",
+    ["selective", *(pytest.param(name, marks=pytest.mark.slow) for name in variants.VARIANTS if name != "selective")],
+)
+def test_compiled(variant, model, x):
+    """Maps and gradients of torch.compile (without a compiler: traced, differentiated, run as it is)."""
+    isnet = fxlrp.ISNet(model, variant, EPS)
+    isnet(x)
+    found = []
+    for function in (isnet, torch.compile(isnet, backend="aot_eager")):
+        torch.manual_seed(0)
+        maps = function(x).heatmaps["input"]
+        found.append((maps, torch.autograd.grad(maps.square().sum(), model.conv1.weight)[0]))
+    close(found[1][0], found[0][0])
+    close(found[1][1], found[0][1])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("variant", variants.VARIANTS)
+def test_on_a_gpu(variant, model, x):
+    """In float64 the CPU's maps and gradients; under bf16 autocast finite ones."""
+    labels, masks = torch.arange(6) % 4, torch.ones(6, 8, 8)
+    masks[:, :4] = 0
+    found = []
+    for device in ("cpu", "cuda"):
+        isnet = fxlrp.ISNet(model.to(device), variant, EPS)
+        torch.manual_seed(0)
+        out = isnet(x.to(device))
+        loss = fxlrp.ISNetLoss()(out, labels.to(device), masks)
+        gradient = torch.autograd.grad(loss.heatmap, model.conv1.weight)[0]
+        if variant != "stochastic":  # Draws are the device's own.
+            found.append((out.heatmaps["input"].cpu(), gradient.cpu()))
+    if found:
+        close(found[1][0], found[0][0])
+        torch.testing.assert_close(found[1][1], found[0][1], rtol=1e-6, atol=1e-9)
+    model.float()
+    with torch.autocast("cuda", torch.bfloat16):
+        out = isnet(x.float().cuda())
+        fxlrp.ISNetLoss()(out, labels.cuda(), masks).total.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
