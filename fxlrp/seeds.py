@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import TargetError
+from .values import may_look_at
 
 __all__ = ["Target", "seed_relevance"]
 
@@ -83,8 +84,7 @@ def _per_sample(output: Tensor, target: Tensor) -> Tensor:
             f"not {tuple(target.shape)}: {_HELP}"
         )
     classes = output.shape[1]
-    # Elsewhere, looking at the values would wait for the device (and in a trace there are none to look at).
-    if target.device.type == "cpu" and not torch.compiler.is_compiling():
+    if may_look_at(target):
         wrong = target[(target < 0) | (target >= classes)]
         if wrong.numel():
             raise TargetError(_out_of_range(int(wrong[0]), classes))

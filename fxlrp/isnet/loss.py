@@ -152,7 +152,8 @@ class ISNetLoss(nn.Module):
             within = foreground_loss((maps.abs() * foreground).flatten(2).sum(2), low, high)
         number = counts.sum().clamp(min=1)
         # Not multiplied: what does not count is not to give a NaN either.
-        return tuple((torch.where(counts, each.mean(1), 0.0)).sum() / number for each in (background, within))  # pyright: ignore[reportReturnType]
+        mean = lambda losses: torch.where(counts, losses.mean(1), 0.0).sum() / number
+        return mean(background), mean(within)
 
 
 def gwrp(values: Tensor, d: float) -> Tensor:
@@ -171,10 +172,10 @@ def gwrp(values: Tensor, d: float) -> Tensor:
         Shape (...).
     """
     n = values.shape[-1]
-    # Weights below the rounding error of the first are nothing.
-    reach = (
-        n if d == 1 else 1 if d == 0 else min(n, math.ceil(math.log(torch.finfo(values.dtype).eps) / math.log(d)) + 1)
-    )
+    reach = 1 if d == 0 else n
+    if 0 < d < 1:
+        # Weights below the rounding error of the first are nothing.
+        reach = min(n, math.ceil(math.log(torch.finfo(values.dtype).eps) / math.log(d)) + 1)
     ranked = values.topk(reach, -1).values
     weights = torch.pow(d, torch.arange(reach, dtype=values.dtype, device=values.device))
     return (ranked * weights).sum(-1) / weights.sum()

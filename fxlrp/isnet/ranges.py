@@ -69,7 +69,6 @@ def calibrate(
     optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer] | None = None,
     classification: Callable[[Tensor, Any], Tensor] = nn.functional.cross_entropy,
     clip: float | None = 1.0,
-    device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Ranges:
     """The natural range of each heatmap's total absolute relevance, for `fxlrp.ISNetLoss`.
@@ -84,8 +83,8 @@ def calibrate(
     isnet : ISNet
         In the mode (training, mostly) in which its heatmaps are wanted.
     loader : iterable
-        Gives batches: images, or tuples or dicts whose first value is the images and the second the labels. It is
-        walked through ``epochs + 1`` times.
+        Gives batches: images, or tuples or dicts whose first value is the images and the second the labels. They are
+        moved to where the model is. It is walked through ``epochs + 1`` times.
     epochs : int
         How many epochs to train before; the epoch that is measured is trained in as well. 0: the model is one that
         has been trained, and is measured as it is. The paper takes 4.
@@ -95,8 +94,6 @@ def calibrate(
         ``(logits, labels) -> scalar``, the loss of the plain classifier.
     clip : float or None
         Largest norm of the gradient in training.
-    device : torch.device or str or None
-        Where batches are moved to. None: where the model is.
     progress : bool
         Whether to show a progress bar.
 
@@ -118,9 +115,7 @@ def calibrate(
             f"calibrate takes an ISNet (not wrapped: before accelerate or DDP), not a {type(isnet).__name__}"
         )
     isnet = copy.deepcopy(isnet, process_groups(isnet))
-    parameter = next(isnet.parameters(), torch.empty(0))
-    device = parameter.device if device is None else torch.device(device)
-    isnet.to(device)
+    device = next(isnet.parameters(), torch.empty(0)).device
     steps = (optimizer or _sgd)(isnet.parameters()) if epochs else None
     seen: dict[str, Welford] = {}
     for epoch in range(epochs + 1):

@@ -38,15 +38,6 @@ def _output_size(kind: Callable[..., nn.Module]) -> Callable[[fx.Node], nn.Modul
     return lambda node: kind(tuple(unwrap(node)[1][1]))
 
 
-def _max_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
-    x, kernel = call.args[0], call.args[1]
-    stride, padding = call.argument(2) or kernel, call.argument(3, [0])
-    dilation, ceil_mode = call.argument(4, [1]), call.argument(5, False)
-    _, indices = aten.max_pool2d_with_indices(x, kernel, stride, padding, dilation, ceil_mode)
-    x = x.to(gradient.dtype)
-    return (aten.max_pool2d_with_indices_backward(gradient, x, kernel, stride, padding, dilation, ceil_mode, indices),)
-
-
 def max_pooled(
     x: Tensor,
     kernel: Sequence[int],
@@ -106,7 +97,7 @@ def _adaptive_avg_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]
 
 
 _pool(aten.max_pool1d.default, stand_in=_window(nn.MaxPool1d))
-_pool(aten.max_pool2d.default, stand_in=_window(nn.MaxPool2d), vjp=_max_pool2d_vjp)
+_pool(aten.max_pool2d.default, stand_in=_window(nn.MaxPool2d))
 _pool(max_pooled, stand_in=_max_pooled_stand_in, vjp=_max_pooled_vjp)
 _pool(aten.max_pool3d.default, stand_in=_window(nn.MaxPool3d))
 _pool(aten.max_pool1d_with_indices.default, stand_in=_window(nn.MaxPool1d))

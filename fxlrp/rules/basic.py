@@ -11,6 +11,7 @@ from torch import Tensor
 from zennit.core import BasicHook, ParamMod, zero_wrap
 
 from ..errors import RuleError
+from ..values import may_look_at
 from ..vocabulary import Call, pull_back
 from . import probe
 from .account import Evaluated, account_of
@@ -155,12 +156,8 @@ class BasicRule(Rule):
 
     def _of_this_input(self, call: Call) -> Sequence[_Branch]:
         """The branches; of the model's own input, those for a non-negative one, if it is."""
-        if not self.from_outside or torch.compiler.is_compiling():
-            return self.branches
-        # Elsewhere, looking at the values would wait for the device.
-        if not all(x.device.type == "cpu" and bool((x.detach() >= 0).all()) for x in call.inputs):
-            return self.branches
-        return self._of_non_negative
+        looks = self.from_outside and may_look_at(*call.inputs)
+        return self._of_non_negative if looks and all(bool((x >= 0).all()) for x in call.inputs) else self.branches
 
     def bind(self, params: Mapping[str, Tensor]) -> None:
         """Take the op's parameters as constants: modify them once, here."""
@@ -184,9 +181,7 @@ class BasicRule(Rule):
             # What is left out of the weight is its scale's size, which the modifier commutes with.
             assert call.op.scaled is not None
             sign = call.channel_scale.detach().sign()
-            # Elsewhere, looking at the values would wait for the device, or is not possible.
-            looks = sign.device.type == "cpu" and not torch.compiler.is_compiling()
-            if not (looks and bool((sign > 0).all())):
+            if not (may_look_at(sign) and bool((sign > 0).all())):
                 params["weight"] = call.op.scaled(call, sign)
             call = replace(call, channel_scale=call.channel_scale.abs())
         rectified = {name: params.pop(name).relu() for name in branch.rectified if name in params}
