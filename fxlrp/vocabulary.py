@@ -44,6 +44,9 @@ class Op:
     at_zero : callable or None
         ``(call) -> Tensor or None``: the op's value, up to broadcasting, at inputs that are all zero; None for zero.
         Given by ops that are affine in their inputs; a rule may then leave out a branch whose input is zero.
+    products : callable or None
+        ``(call) -> Tensor``: of an affine op with a weight and a bias, each of whose values has one input, input times
+        weight; None of any other.
     run : callable or None
         ``(call) -> Tensor``: the op's value, of one that can be given a `Call.channel_scale`; None to call the target.
     scaled : callable or None
@@ -62,6 +65,7 @@ class Op:
     stand_in: Callable[[fx.Node], nn.Module | None] = lambda node: None
     vjp: Callable[[Call, Any], tuple[Tensor, ...]] | None = None
     at_zero: Callable[[Call], Tensor | None] | None = None
+    products: Callable[[Call], Tensor] | None = None
     run: Callable[[Call], Tensor] | None = None
     scaled: Callable[[Call, Tensor], Tensor] | None = None
     non_negative: Callable[[fx.Node, bool], bool] = lambda node, inputs: False

@@ -269,6 +269,13 @@ def test_the_value_at_zero(case):
     torch.testing.assert_close(value, torch.zeros_like(value) if at_zero is None else at_zero.expand_as(value))
 
 
+def test_what_has_one_input_for_each_value_says_its_products():
+    for case in CALLS:
+        call = call_of(*case)
+        if call.op.products is not None:
+            torch.testing.assert_close(call.op.products(call) + call.op.at_zero(call), call.run())
+
+
 # Rules of zennit on single layers, against arithmetic on the layer's dense matrix.
 
 LAYERS = [
@@ -286,6 +293,7 @@ LAYERS = [
     (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3, padding=1)), (2, 2, 3, 4)),
     (nn.Sequential(nn.BatchNorm1d(2), nn.ConvTranspose1d(2, 3, 3)), (2, 2, 4)),
     (nn.Sequential(nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(12, 3)), (2, 2, 3, 2)),
+    (nn.BatchNorm2d(3), (2, 3, 2, 3)),
 ]
 STABILIZER = 0.03
 
@@ -352,7 +360,7 @@ def test_rules_are_their_formulas(name, layer, shape, behind_relu):
     x = rand(*shape)
     output = layer(x.relu() if behind_relu else x)
     seed = torch.randn_like(output)
-    composite = LayerMapComposite([(Activation, Pass()), (Linear, RULES[name])])
+    composite = LayerMapComposite([(Activation, Pass()), (BatchNorm, RULES[name]), (Linear, RULES[name])])
     found = fxlrp.convert(model, composite)(x, seed).relevance
     matrix, bias = dense(layer, shape)
     at = (x.relu() if behind_relu else x).flatten(1)

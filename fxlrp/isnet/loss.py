@@ -149,7 +149,7 @@ class ISNetLoss(nn.Module):
             low, high = torch.tensor(self.ranges[name], dtype=maps.dtype, device=maps.device).unbind(1)
             if len(low) not in (1, maps.shape[1]):
                 raise VariantError(f"ranges has {len(low)} pairs for '{name}', which has {maps.shape[1]} maps")
-            within = foreground_loss((maps.abs() * foreground).flatten(2).sum(2), low, high)
+            within = foreground_loss(size_within(maps.abs(), foreground), low, high)
         number = counts.sum().clamp(min=1)
         # Not multiplied: what does not count is not to give a NaN either.
         mean = lambda losses: torch.where(counts, losses.mean(1), 0.0).sum() / number
@@ -181,6 +181,11 @@ def gwrp(values: Tensor, d: float) -> Tensor:
     return (ranked * weights).sum(-1) / weights.sum()
 
 
+def size_within(size: Tensor, foreground: Tensor) -> Tensor:
+    """The foreground's sum of absolute relevance (B, K, C, ...), shape (B, K)."""
+    return (size.sum(2, keepdim=True) * foreground).flatten(2).sum(2)
+
+
 def background_loss(maps: Tensor, foreground: Tensor, d: float, activation: float = 1.0) -> Tensor:
     """L1 (appendix C, steps 1-6): the background's relevance, in units of the foreground's mean.
 
@@ -201,12 +206,11 @@ def background_loss(maps: Tensor, foreground: Tensor, d: float, activation: floa
         For each sample and map, the mean over channels, shape (B, K).
     """
     size = maps.abs()
-    number = (foreground.flatten(2).sum(2) * maps.shape[2]).clamp(min=1)
-    mean = (size * foreground).flatten(2).sum(2) / number
+    number = (foreground.flatten(2).sum(2) * size.shape[2]).clamp(min=1)
     # A foreground without relevance: what is divided by it stays finite, and pulls no longer.
-    least = size.detach().flatten(2).mean(2) * torch.finfo(maps.dtype).eps + torch.finfo(maps.dtype).tiny
-    scale = torch.maximum(mean, least).reshape(*mean.shape, *(1,) * (maps.ndim - 2))
-    scores = gwrp((size / scale * (1 - foreground)).flatten(3), d)
+    least = size.detach().flatten(2).mean(2) * torch.finfo(size.dtype).eps + torch.finfo(size.dtype).tiny
+    scale = torch.maximum(size_within(size, foreground) / number, least).unsqueeze(2)
+    scores = gwrp((size * (1 - foreground)).flatten(3), d) / scale
     return torch.log1p(scores / activation).mean(2)
 
 

@@ -153,6 +153,7 @@ register(
     default=gradient,
     vjp=lambda call, gradient: (gradient * _channels(call.args[1], gradient.ndim),),
     at_zero=lambda call: _channels(call.args[2], call.args[0].ndim),
+    products=lambda call: call.args[0] * _channels(call.args[1], call.args[0].ndim),
 )
 
 

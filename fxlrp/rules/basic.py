@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from zennit.core import BasicHook, ParamMod, zero_wrap
 
 from ..errors import RuleError
@@ -119,6 +121,16 @@ class BasicRule(Rule):
         self.branches = self._branches(input_shape, param_shapes, self.non_negative)
         # Of the model's input, nothing is known before it is there (`_of_this_input`).
         self._of_non_negative = self._branches(input_shape, param_shapes, True) if self.from_outside else self.branches
+        self._by_products = (
+            self.op.products is not None
+            and all(branch.keeps_output for branch in self.branches)
+            and probe.shares_positive_products(
+                [branch.input_modifier for branch in self.branches],
+                [lambda p, m=branch.param_modifier: self._modified(m, p) for branch in self.branches],
+                self.hook.gradient_mapper,
+                self.hook.reducer,
+            )
+        )
         every = [*self.branches, *self._of_non_negative]
         self.needs_output = any(branch.keeps_input and branch.keeps_params for branch in every)
         self.takes_scale = all(branch.keeps_params or branch.keeps_scale for branch in every)
@@ -139,8 +151,7 @@ class BasicRule(Rule):
         ]
         return [
             _Branch(
-                # A clamp's derivative takes a mask, a ReLU's does not.
-                input_modifier=torch.relu if probe.is_relu(at_input, input_shape) else at_input,
+                input_modifier=_without_mask(at_input, input_shape),
                 param_modifier=at_params,
                 output_modifier=at_output,
                 keeps_input=probe.is_identity(at_input, input_shape, **domain),
@@ -188,6 +199,8 @@ class BasicRule(Rule):
         return call.with_params({**self._modified(branch.param_modifier, params), **rectified})
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+        if self._by_products:
+            return [self._share_of_products(call, relevance)]
         exact = relevance.dtype
         zero = torch.zeros((), dtype=exact, device=relevance.device)
         calls, inputs, outputs, pulls, computed = [], [], [], [], []
@@ -218,6 +231,16 @@ class BasicRule(Rule):
         ]
         return found
 
+    def _share_of_products(self, call: Call, relevance: Tensor) -> Tensor:
+        """Where each value has one input, the branches of z+ are one: ``relu(x w) R / (relu(x w) + relu(b))``."""
+        assert call.op.products is not None
+        assert call.op.at_zero is not None
+        products = call.op.products(call).to(relevance.dtype).relu()
+        bias = call.op.at_zero(call.with_params({"bias": call.params["bias"].relu()}))
+        outputs = [products if bias is None else products + bias]
+        outputs += [products.new_zeros(())] * (len(self.branches) - 1)
+        return products * self._mapper(relevance, outputs)[0]
+
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
         """Every branch evaluated anew, without shortcuts: see `fxlrp.rules.account`."""
         hook = self.hook
@@ -247,6 +270,15 @@ class BasicRule(Rule):
         if branch.keeps_output:
             return value, None
         return pull_back(branch.output_modifier, value)
+
+
+def _without_mask(modifier: Callable[[Tensor], Tensor], shape: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """The same input modifier; of a clamp at zero, one whose derivative takes no mask."""
+    if probe.is_relu(modifier, shape):
+        return torch.relu
+    if probe.is_negative_part(modifier, shape):
+        return partial(nn.functional.hardtanh, min_val=-math.inf, max_val=0.0)
+    return modifier
 
 
 def is_basic(hook: Any) -> TypeGuard[BasicHook]:

@@ -18,6 +18,7 @@ from ..errors import RuleError
 __all__ = [
     "coefficients",
     "is_identity",
+    "is_negative_part",
     "is_relu",
     "is_zero",
     "keeps_params",
@@ -25,6 +26,7 @@ __all__ = [
     "numbers",
     "reads_gradient",
     "rectified",
+    "shares_positive_products",
 ]
 
 _SMALL = 8
@@ -93,6 +95,11 @@ def is_relu(modifier: Callable[[Tensor], Any], shape: Sequence[int]) -> bool:
     return _agrees(modifier, torch.relu, _inputs(shape, non_negative=False))
 
 
+def is_negative_part(modifier: Callable[[Tensor], Any], shape: Sequence[int]) -> bool:
+    """Whether an input modifier keeps what is negative alone, however it is written."""
+    return _agrees(modifier, lambda x: x.clamp(max=0), _inputs(shape, non_negative=False))
+
+
 def rectified(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> list[str]:
     """The parameters on which a parameter modifier is a ReLU, however it is written (tried on small ones)."""
     small = {name: [min(size, _SMALL) for size in shape] for name, shape in shapes.items()}
@@ -134,6 +141,40 @@ def reads_gradient(
     # As above: a reducer that refuses these numbers is taken to read everything.
     except Exception:
         return True
+
+
+def shares_positive_products(
+    modifiers: Sequence[Callable[[Tensor], Any]],
+    modify: Sequence[Callable[[dict[str, Tensor]], dict[str, Tensor]]],
+    mapper: Callable[[Tensor, list[Tensor]], Any],
+    reducer: Callable[[list[Tensor], list[Tensor]], Any],
+) -> bool:
+    """Whether a rule without output modifiers shares a unit's relevance by the positive part of each ``x_i w_i``.
+
+    That is, by the positive part of the bias beside them: the products of all branches come to that, the mapper reads
+    their outputs' sum alone and gives each branch the same, and the reducer is the sum of inputs times gradients.
+    """
+    count, shape = len(modifiers), (64,)
+    x, w, b, seed = (numbers(shape, seed=i) for i in range(4))
+    outputs = [torch.randn(shape, generator=torch.Generator().manual_seed(i)).double() for i in range(count)]
+    zeros = [torch.zeros_like(x)] * (count - 1)
+    try:
+        params = [change({"weight": w.clone(), "bias": b.clone()}) for change in modify]
+        products = sum(at(x.clone()) * p["weight"] for at, p in zip(modifiers, params, strict=True))
+        joint = mapper(seed, [torch.stack(outputs).sum(0), *zeros])
+        mapped = [*mapper(seed, outputs), *joint]
+        same = all(torch.allclose(each, joint[0], rtol=1e-9, atol=0.0) for each in mapped)
+        biases = torch.stack([p["bias"] for p in params]).sum(0)
+    # As above: of what refuses these numbers, nothing is known.
+    except Exception:
+        return False
+    return (
+        same
+        and len(mapped) == 2 * count
+        and torch.equal(torch.as_tensor(products), (x * w).relu())
+        and torch.equal(biases, b.relu())
+        and coefficients(reducer, count) == ([1.0] * count, [0.0] * count)
+    )
 
 
 def coefficients(
