@@ -266,6 +266,70 @@ def train(*, images: Path, masks: Path, output: Path, restart: bool, **settings:
         raise SystemExit(130) from None
 
 
+@main.command(epilog="Example: fxlrp models timm --jobs 2 -o timm.json")
+@click.argument("what", nargs=-1, required=True)
+@click.option("--every", is_flag=True, help="All of timm's models, not the smallest of each family.")
+@click.option("--composite", metavar="NAME", default="epsilon_plus", show_default=True, help="As of fxlrp explain.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=Path("fxlrp_models.json"),
+    show_default=True,
+    help="The file to write; the table is written beside it, as Markdown. The same command again goes on with it.",
+)
+@click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Models at a time.")
+@click.option("--seconds", default=900.0, show_default=True, help="After which a model is given up.")
+@click.option("--retry", is_flag=True, help="Try again what failed before.")
+@click.option("--restart", is_flag=True, help="Begin anew, instead of going on with the file.")
+def models(
+    *,
+    what: tuple[str, ...],
+    every: bool,
+    composite: str,
+    output: Path,
+    jobs: int,
+    seconds: float,
+    retry: bool,
+    restart: bool,
+) -> None:
+    """Try which models fxlrp converts, with f kept and all relevance accounted for.
+
+    WHAT is a library (torchvision, timm, transformers), a model of one (timm:convnext_atto), or a function of your own
+    that returns a model, or a model and a tuple of inputs (package.module:function). Weights are random, as training
+    leaves them. Each model has a process of its own. Exit code 1 if any fails.
+    """
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+    from .composites import resolve
+    from .zoo import Sweep, names
+    from .zoo.sweep import table
+
+    resolve(composite)
+    console = _console()
+    if restart:
+        output.unlink(missing_ok=True)
+    sweep = Sweep(output, composite)
+    if retry:
+        sweep.forget(lambda trial: not trial.passed)
+    walk = lambda models: track(models, "Looking for the smallest", console=console, transient=True)
+    wanted = [name for each in what for name in names(each, every=every, progress=walk)]
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("Trying", total=len(wanted), completed=sum(name in sweep.trials for name in wanted))
+        for trial in sweep.run(wanted, jobs=jobs, seconds=seconds):
+            progress.advance(task)
+            if not trial.passed:
+                _print_plain(progress.console, f"{trial.name}: {trial.failure}")
+    trials = [sweep.trials[name] for name in wanted]
+    written = output.with_suffix(".md")
+    written.write_text(table(trials) + "\n")
+    failed = [trial for trial in trials if not trial.passed]
+    console.print(f"{len(trials) - len(failed)} of {len(trials)} models pass; the table is [bold]{written}[/].")
+    if failed:
+        raise SystemExit(1)
+
+
 def _load(
     console: Console,
     image: Path | None,

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import InputError, MissingExtraError, ModelError, TargetError
-from .testing.models import trained
+from ..errors import InputError, MissingExtraError, ModelError, TargetError
+from ..testing.models import trained
 
 __all__ = ["LoadedModel", "class_names", "find_class", "load", "read_image"]
 

@@ -1,0 +1,22 @@
+"""Models of torchvision, timm and transformers: loading one by its name, and putting many through conversion."""
+
+from .catalogue import Sample, build, names
+from .load import INITIAL, RANDOM, LoadedModel, class_names, find_class, load, read_image
+from .sweep import Sweep
+from .trial import Trial, try_out
+
+__all__ = [
+    "INITIAL",
+    "RANDOM",
+    "LoadedModel",
+    "Sample",
+    "Sweep",
+    "Trial",
+    "build",
+    "class_names",
+    "find_class",
+    "load",
+    "names",
+    "read_image",
+    "try_out",
+]
