@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .canonizers import canonize
     from .isnet import ISNet, ISNetLoss, ISNetLosses, ISNetOutput, calibrate
     from .ledger import Ledger, audit
+    from .preview import Preview, check
     from .seeds import seed_relevance
     from .twin import Explanation, Twin, convert, explain
 
@@ -20,10 +21,12 @@ __all__ = [
     "ISNetLosses",
     "ISNetOutput",
     "Ledger",
+    "Preview",
     "Twin",
     "audit",
     "calibrate",
     "canonize",
+    "check",
     "convert",
     "errors",
     "explain",
@@ -40,8 +43,10 @@ _HOMES = (
     | dict.fromkeys(("Explanation", "Twin", "convert", "explain"), "twin")
     | {
         "Ledger": "ledger",
+        "Preview": "preview",
         "audit": "ledger",
         "canonize": "canonizers",
+        "check": "preview",
         "seed_relevance": "seeds",
     }
 )

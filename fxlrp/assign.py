@@ -13,22 +13,35 @@ from zennit.core import BasicHook, Composite, Hook
 
 from .composites import check_names
 from .errors import CaptureError, CompositeError, RuleError, UnsupportedOpError
-from .graph import carriers, is_known, module_calls, module_path, name_of_target, unwrap, where
+from .graph import carriers, module_calls, module_path, name_of_target, unwrap, where
 from .rules.base import Gradient, Pass, Rule, Transpose
 from .rules.basic import BasicRule, is_basic
 from .rules.hook import HookRule
 from .vocabulary import Op, Slot, lookup, slots_of
 
-__all__ = ["Step", "assign"]
+__all__ = ["Step", "Unsupported", "assign"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the relevance pass: a node, the rule that takes its relevance on, and the operands it goes to."""
+    """One step of the relevance pass.
+
+    Attributes
+    ----------
+    node : fx.Node
+        The op.
+    rule : Rule
+        Takes its relevance on.
+    operands : dict of Slot to fx.Node
+        Which it goes to.
+    by_composite : bool
+        Whether the composite gave the rule, and not the vocabulary.
+    """
 
     node: fx.Node
     rule: Rule
     operands: Mapping[Slot, fx.Node]
+    by_composite: bool
 
 
 def assign(
@@ -54,8 +67,8 @@ def assign(
         The model's modules by path.
     composite : zennit.core.Composite or None
         Says which rule an op gets; None has nothing to say.
-    unmatched : {"error", "gradient"}
-        What to do with an op that the vocabulary does not have.
+    unmatched : {"error", "gradient", "note"}
+        What to do with an op that the vocabulary does not have, or has no rule for; "note": give it `Unsupported`.
     gradient : bool
         Whether what the composite leaves gets the plain gradient, in place of the vocabulary's default.
     last : BasicHook or None
@@ -90,12 +103,11 @@ def assign(
             reached.add(node.args[0])
             final |= {node.args[0]} if node in final else set()
             continue
-        op = _entry(node, active, unmatched)
-        operands = slots_of(node, op, lambda operand: operand in active and _is_floating(operand))
-        if node in given:
+        op, operands, rule = _entry(node, active, unmatched)
+        if rule is None and node in given:
             rule = _rule_of(*given[node], node, operands)
-        else:
-            rule = Gradient() if gradient else _default(node, op, operands)
+        elif rule is None:
+            rule = Gradient() if gradient else _default(node, op, operands, unmatched)
         if last is not None and node in final:
             if isinstance(rule, Pass | Transpose):
                 final.update(operands.values())
@@ -103,7 +115,7 @@ def assign(
                 rule = BasicRule(last.copy())
         operands = {slot: operands[slot] for slot in rule.receivers(list(operands))}
         _place(rule, node, op, operands, all(operand in non_negative for operand in operands.values()))
-        steps.append(Step(node, rule, operands))
+        steps.append(Step(node, rule, operands, node in given))
         reached.update(operands.values())
     return steps[::-1]
 
@@ -152,34 +164,57 @@ def _is_floating(node: fx.Node) -> bool:
     return not isinstance(value, Tensor) or value.is_floating_point()
 
 
-def _entry(node: fx.Node, active: set[fx.Node], unmatched: str) -> Op:
+class Unsupported(Gradient):
+    """What stands for the rule of an op that has none.
+
+    Parameters
+    ----------
+    why : UnsupportedOpError
+        Says what to do.
+    """
+
+    def __init__(self, why: UnsupportedOpError) -> None:
+        super().__init__()
+        self.why = why
+
+
+def _entry(node: fx.Node, active: set[fx.Node], unmatched: str) -> tuple[Op, dict[Slot, fx.Node], Rule | None]:
+    """The vocabulary's entry of an op, and the operands that relevance can flow to; a rule, if there is no entry.
+
+    A parameter that depends on the input (a convolution with weights of its own for each sample) is held constant, as
+    a gate is.
+    """
     target, args, _ = unwrap(node)
+    carries = lambda operand: operand in active and _is_floating(operand)
     op = lookup(target)
-    if op is None:
-        if unmatched == "gradient":
-            return Op(inputs=tuple(range(len(args))), default=lambda node, slots: Gradient())
-        raise UnsupportedOpError(
-            f"fxlrp has no rule for {where(node)}. Register one with fxlrp.vocabulary.register(torch.ops."
-            f"{name_of_target(target)}, default=...) (see docs/extend.md), or give it the plain gradient with "
-            "unmatched='gradient'."
-        )
-    for name, position in op.params.items():
-        if not is_known(node) and position < len(args) and args[position] in active:
-            raise UnsupportedOpError(
-                f"the {name} of {where(node)} depends on the input: this is a product of two activations, for which "
-                "fxlrp has no rule. Give it the plain gradient by registering an entry with default=gradient."
-            )
-    return op
+    operands = {} if op is None else slots_of(node, op, carries)
+    if op is not None and operands:
+        return op, operands, None
+    why = UnsupportedOpError(
+        f"fxlrp has no rule for {where(node)}"
+        + ("" if op is None else f", of which only {', '.join(op.params) or 'options'} depend on the input")
+        + f". Register one with fxlrp.vocabulary.register(torch.ops.{name_of_target(target)}, default=...) (see "
+        "docs/extend.md), or give it the plain gradient with unmatched='gradient'."
+    )
+    op = Op(default=lambda node, slots: None, inputs=tuple(range(len(args))))
+    return op, slots_of(node, op, carries), _without_rule(why, unmatched)
 
 
-def _default(node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node]) -> Rule:
+def _default(node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node], unmatched: str) -> Rule:
     rule = op.default(node, slots)
-    if rule is None:
-        raise UnsupportedOpError(
-            f"fxlrp has no rule for {where(node)} where the operands {sorted(slots)} depend on the input. Register one "
-            "with fxlrp.vocabulary.register (see docs/extend.md)."
-        )
-    return rule
+    if rule is not None:
+        return rule
+    why = UnsupportedOpError(
+        f"fxlrp has no rule for {where(node)} where the operands {sorted(slots)} depend on the input. Register one "
+        "with fxlrp.vocabulary.register (see docs/extend.md), or give it the plain gradient with unmatched='gradient'."
+    )
+    return _without_rule(why, unmatched)
+
+
+def _without_rule(why: UnsupportedOpError, unmatched: str) -> Rule:
+    if unmatched == "error":
+        raise why
+    return Gradient() if unmatched == "gradient" else Unsupported(why)
 
 
 class _Offers:

@@ -188,10 +188,15 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
             raise CaptureError(_why_not(model, error)) from error
 
 
+_FUSED = (torch.ops.aten.addcmul.default, torch.ops.aten.addcdiv.default, torch.ops.aten.baddbmm.default)
+"""Ops that are a sum and a product in one: spelled out as these."""
+
+
 def _functional(program: ExportedProgram) -> ExportedProgram:
-    """In-place ops and writes through views made functional, by torch's own functionalization; nothing decomposed."""
+    """In-place ops and writes through views made functional, and fused arithmetic spelled out, by torch itself."""
+    table = torch.export.default_decompositions()
     with torch.inference_mode(False):
-        return program.run_decompositions({})
+        return program.run_decompositions({op: table[op] for op in _FUSED})
 
 
 def _why_not(model: nn.Module, error: Exception) -> str:

@@ -310,10 +310,10 @@ def models(
     if restart:
         output.unlink(missing_ok=True)
     sweep = Sweep(output, composite)
-    if retry:
-        sweep.forget(lambda trial: not trial.passed)
     walk = lambda models: track(models, "Looking for the smallest", console=console, transient=True)
     wanted = [name for each in what for name in names(each, every=every, progress=walk)]
+    if retry:
+        sweep.forget(lambda trial: trial.name in wanted and not trial.passed)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("Trying", total=len(wanted), completed=sum(name in sweep.trials for name in wanted))
@@ -323,7 +323,7 @@ def models(
                 _print_plain(progress.console, f"{trial.name}: {trial.failure}")
     trials = [sweep.trials[name] for name in wanted]
     written = output.with_suffix(".md")
-    written.write_text(table(trials) + "\n")
+    written.write_text(table([*sweep.trials.values()]) + "\n")
     failed = [trial for trial in trials if not trial.passed]
     console.print(f"{len(trials) - len(failed)} of {len(trials)} models pass; the table is [bold]{written}[/].")
     if failed:

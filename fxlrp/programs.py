@@ -15,7 +15,7 @@ from torch.export import ExportedProgram
 from zennit.core import BasicHook, Composite
 
 from . import composites, ops
-from .assign import assign
+from .assign import Step, assign
 from .canonizers import canonize_graph, fold_constants
 from .capture import Capture, Output, capture, process_groups
 from .emit import emit
@@ -164,16 +164,26 @@ class Programs:
         Program.number(canonical)
         return canonical
 
-    def _pass(self, captured: Capture, canonical: fx.GraphModule, method: Method) -> RelevancePass:
-        whole = fx.GraphModule(canonical, copy.deepcopy(canonical.graph), "Twin")
-        steps = assign(
-            whole.graph,
+    def steps(self, inputs: tuple[Tensor, ...]) -> tuple[fx.GraphModule, list[Step]]:
+        """The canonical graph, and which rule each op gets by the first method: nothing is written yet."""
+        check_inputs(inputs)
+        captured = capture(self._source(), inputs, self._output)
+        canonical = self._canonical(captured)
+        return canonical, self._assigned(captured, canonical, self._methods[0])
+
+    def _assigned(self, captured: Capture, canonical: fx.GraphModule, method: Method) -> list[Step]:
+        return assign(
+            canonical.graph,
             captured.modules,
             method.composite,
             unmatched=self._unmatched,
             gradient=method.gradient,
             last=method.last,
         )
+
+    def _pass(self, captured: Capture, canonical: fx.GraphModule, method: Method) -> RelevancePass:
+        whole = fx.GraphModule(canonical, copy.deepcopy(canonical.graph), "Twin")
+        steps = self._assigned(captured, whole, method)
         record = self._record(captured) if callable(self._record) else self._record
         written = emit(whole, steps, record=record, constant=not self._trainable, times_input=method.gradient)
         whole.graph.lint()

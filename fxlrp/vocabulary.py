@@ -207,4 +207,5 @@ class Call:
             value = self.with_inputs(inputs)._value()
             return tuple(value) if isinstance(value, list) else value
 
-        return torch.func.jvp(run, self.inputs, tuple(tangents))[1]
+        # An expanded value is written to, as a dual number.
+        return torch.func.jvp(run, tuple(x.contiguous() for x in self.inputs), tuple(tangents))[1]

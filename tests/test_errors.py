@@ -167,9 +167,12 @@ def test_an_unknown_op_can_be_registered():
         del fxlrp.vocabulary._OPS[target]
 
 
-def test_a_weight_that_depends_on_the_input():
-    model = Wrapped(lambda x: torch.nn.functional.conv2d(x, x.mean((0, 2, 3)).reshape(1, 4, 1, 1).expand(4, 4, 1, 1)))
-    with pytest.raises(errors.UnsupportedOpError, match=r"the weight of aten.conv2d.default .* depends on the input"):
+def test_an_input_that_is_only_a_weight():
+    weight = torch.ones(1, 4, 4, 4, dtype=torch.float64)
+    model = Wrapped(
+        lambda x: torch.nn.functional.conv2d(weight, x.mean((0, 2, 3)).reshape(1, 4, 1, 1).expand(4, 4, 1, 1))
+    )
+    with pytest.raises(errors.UnsupportedOpError, match=r"aten.conv2d.default .* of which only weight, bias depend"):
         fxlrp.convert(model, "epsilon_plus")(X)
 
 

@@ -83,7 +83,26 @@ register(
     default=gradient,
 )
 
-# Clamps and Mish have no word in zennit 0.5: relevance passes, as through the activations that have one.
-register(aten.clamp.default, default=passed, non_negative=lambda node, _: _clips_at_zero(node))
-register(aten.clamp_min.default, default=passed, non_negative=lambda node, _: _clips_at_zero(node))
+# Clamps, Mish and functions of analysis have no word in zennit 0.5: relevance passes, as through activations with one.
+register(aten.clamp.default, aten.clamp_min.default, default=passed, non_negative=lambda node, _: _clips_at_zero(node))
 register(aten.mish.default, stand_in=lambda node: nn.Mish(), default=passed)
+register(
+    aten.abs.default,
+    aten.exp.default,
+    aten.sqrt.default,
+    aten.rsqrt.default,
+    aten.square.default,
+    default=passed,
+    non_negative=lambda node, _: True,
+)
+register(
+    aten.clamp_max.default,
+    aten.erf.default,
+    aten.log.default,
+    aten.log1p.default,
+    aten.pow.Tensor_Scalar,
+    aten.reciprocal.default,
+    aten.sin.default,
+    aten.cos.default,
+    default=passed,
+)

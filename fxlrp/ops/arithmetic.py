@@ -164,6 +164,7 @@ register(
     aten.upsample_bilinear2d.vec,
     aten.upsample_trilinear3d.vec,
     aten.upsample_bicubic2d.vec,
+    aten.col2im.default,
     default=proportional,
     linear=True,
 )

@@ -118,3 +118,7 @@ _pool(
     linear=True,
 )
 _pool(aten.adaptive_avg_pool3d.default, stand_in=_output_size(nn.AdaptiveAvgPool3d), linear=True)
+
+# Over a dimension, or of two tensors, the winner takes all.
+_pool(aten.max.dim, aten.amax.default, stand_in=lambda node: None)
+register(aten.maximum.default, aten.minimum.default, inputs=(0, 1), default=gradient)

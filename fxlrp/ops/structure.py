@@ -70,6 +70,7 @@ _structural(
     aten.squeeze.dim,
     aten.squeeze.dims,
     aten.contiguous.default,
+    aten.reshape_as.default,
     aten.clone.default,
     vjp=_reshape_vjp,
 )
@@ -100,6 +101,8 @@ _structural(
     aten.type_as.default,
     aten.im2col.default,
 )
+_structural(aten.expand_as.default, aten.masked_fill.Scalar)
+_structural(aten.where.self, inputs=(1, 2))
 _structural(aten.pad.default, aten.constant_pad_nd.default, non_negative=_pads_non_negative)
 _structural(
     aten.split.Tensor,

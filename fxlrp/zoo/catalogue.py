@@ -160,11 +160,11 @@ class _Timm:
 
     def build(self, name: str) -> Sample:
         self.names()
+        import timm
 
-        def make(size: int) -> nn.Module | None:
-            return self.make(name, size)
-
-        return _with_images(make, _images)
+        own = timm.get_pretrained_cfg(name, allow_unregistered=True)
+        sizes = SIZES if own is None else sorted({*SIZES, own.input_size[-1]})
+        return _with_images(lambda size: self.make(name, size), _images, sizes)
 
     @staticmethod
     def make(name: str, size: int | None = None) -> nn.Module | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from zennit.core import Composite
 
 from ..canonizers.report import report
 from ..capture import capture
+from ..errors import FxlrpError
 from ..graph import dependents, unwrap
 from ..ledger import audit
 from ..testing.assertions import relative
@@ -96,8 +98,16 @@ def try_out(name: str, make: Callable[[], Sample], composite: Composite | str | 
         _run(found, make, composite)
     # Whatever goes wrong is what the trial is to find out.
     except Exception as error:
-        found["failure"] = " ".join(f"{type(error).__name__}: {error}".split())
+        found["failure"] = " ".join(f"{type(error).__name__}: {error}{_place(error)}".split())
     return Trial(name, **found, seconds=time.perf_counter() - start)
+
+
+def _place(error: Exception) -> str:
+    """Where an error was raised that does not say so itself."""
+    if isinstance(error, FxlrpError):
+        return ""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return f" ({frame.filename}:{frame.lineno}: {frame.line})"
 
 
 def _run(found: dict[str, Any], make: Callable[[], Sample], composite: Composite | str | None) -> None:

@@ -1,0 +1,184 @@
+"""What will happen to each op of a model, told before anything runs."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.fx.node import map_arg
+from zennit.core import Composite
+
+from . import composites
+from .assign import Step, Unsupported
+from .canonizers.report import Report, report
+from .capture import Output, snapshot
+from .graph import carriers, is_known, module_path, name_of_target, unwrap
+from .programs import Method, Programs
+from .rules.base import Gradient, Rule, Transpose
+from .rules.basic import BasicRule
+
+__all__ = ["Plan", "Preview", "check"]
+
+COMPOSITE, EXACT, CONVENTION, GRADIENT, CONSTANT, UNSUPPORTED = (
+    "composite",
+    "exact",
+    "by convention",
+    "gradient",
+    "constant",
+    "unsupported",
+)
+"""How an op's rule is come by, see `Plan.how`."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will happen to one op.
+
+    Attributes
+    ----------
+    node, path, op : str
+        The node's name in the graph, the path of the module that it lies in, and the op's name.
+    rule : str
+        The rule's name; empty if no relevance comes to the op.
+    how : str
+        "composite": the composite says so. "exact": there is one way, moved values move back and a linear map shares in
+        proportion. "by convention": by a published rule, as one may do otherwise. "gradient": the plain gradient.
+        "constant": the op depends on the input, but what reads it holds it constant (a gate, a deviation).
+        "unsupported": there is no rule.
+    why : str
+        Of an unsupported op, where it is in the user's code and what to do.
+    """
+
+    node: str
+    path: str
+    op: str
+    rule: str
+    how: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What will happen to each op, in the order of execution; printed, a table.
+
+    Attributes
+    ----------
+    plans : tuple of Plan
+        One for each op that depends on the input.
+    canonized : Report
+        What became of each batch norm.
+    """
+
+    plans: tuple[Plan, ...]
+    canonized: Report
+
+    @property
+    def unsupported(self) -> tuple[Plan, ...]:
+        """The ops that keep the model from being converted."""
+        return tuple(plan for plan in self.plans if plan.how == UNSUPPORTED)
+
+    def __str__(self) -> str:
+        head = ("op", "in module", "rule", "how")
+        rows = [head, *((plan.op, plan.path or "-", plan.rule or "-", plan.how) for plan in self.plans)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        counts = Counter(plan.how for plan in self.plans)
+        summary = ", ".join(f"{count} {how}" for how, count in counts.most_common())
+        parts = ["\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]]), summary, str(self.canonized)]
+        return "\n\n".join([*parts, *(plan.why for plan in self.unsupported)])
+
+
+def check(
+    model: nn.Module | ExportedProgram,
+    composite: Composite | str | None = None,
+    example_inputs: Tensor | tuple[Tensor, ...] = (),
+    *,
+    output: Output = None,
+    threshold_relu: bool = True,
+) -> Preview:
+    """Tell what `fxlrp.convert` would do with each op, and which ops it has no rule for.
+
+    Parameters
+    ----------
+    model : nn.Module or torch.export.ExportedProgram
+        The model; it is not modified.
+    composite : zennit.core.Composite, str or None
+        As of `fxlrp.convert`.
+    example_inputs : Tensor or tuple of Tensor
+        Inputs to capture it with; their values do not matter.
+    output, threshold_relu
+        As of `fxlrp.convert`.
+
+    Returns
+    -------
+    Preview
+        Print it. ``preview.unsupported`` is empty if the model can be converted.
+
+    Raises
+    ------
+    CaptureError, CompositeError, InputError, RuleError
+        As `fxlrp.convert`, but for unsupported ops.
+
+    Examples
+    --------
+    >>> import torch, torchvision, fxlrp
+    >>> model = torchvision.models.resnet18().eval()
+    >>> preview = fxlrp.check(model, "epsilon_plus", torch.randn(1, 3, 64, 64))
+    >>> preview.unsupported
+    ()
+    """
+    exported = model if isinstance(model, ExportedProgram) else None
+    programs = Programs(
+        model.module() if isinstance(model, ExportedProgram) else snapshot(model),
+        [Method(composites.resolve(composite))],
+        exported=exported,
+        trainable=False,
+        output=output,
+        unmatched="note",
+        threshold_relu=threshold_relu,
+    )
+    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    canonical, steps = programs.steps(inputs)
+    of_node = {step.node: step for step in steps}
+    told = _read_by(of_node) & carriers(node for node in canonical.graph.nodes if node.op == "placeholder")
+    plans = [_plan(node, of_node.get(node)) for node in canonical.graph.nodes if node in told]
+    return Preview(tuple(plans), report(canonical.graph))
+
+
+def _read_by(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """These ops and all that they read; of a value in two readings, in the one that relevance goes through."""
+    found, todo = set(), list(nodes)
+    while todo:
+        node = todo.pop()
+        if node in found or node.op != "call_function":
+            continue
+        found.add(node)
+        todo.extend(node.all_input_nodes if not is_known(node) else _nodes_in(node.args[1:]))
+    return {node for node in found if node.target is not operator.getitem}
+
+
+def _nodes_in(args: Any) -> list[fx.Node]:
+    found: list[fx.Node] = []
+    map_arg(args, found.append)
+    return found
+
+
+def _plan(node: fx.Node, step: Step | None) -> Plan:
+    place = (node.name, module_path(node), name_of_target(unwrap(node)[0]).removeprefix("aten."))
+    if step is None:
+        return Plan(*place, "", CONSTANT)
+    rule = step.rule
+    if isinstance(rule, Unsupported):
+        return Plan(*place, "", UNSUPPORTED, str(rule.why))
+    return Plan(*place, repr(rule).removesuffix("()"), COMPOSITE if step.by_composite else _how(rule))
+
+
+def _how(rule: Rule) -> str:
+    if isinstance(rule, Transpose | BasicRule):
+        return EXACT
+    return GRADIENT if isinstance(rule, Gradient) else CONVENTION
