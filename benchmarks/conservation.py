@@ -32,7 +32,7 @@ from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
 import fxlrp
 from fxlrp.testing import trained
-from fxlrp.testing.models import for_zennit
+from fxlrp.testing.models import for_zennit, settled
 
 CLASSES = 10
 SECONDS = 900
@@ -56,22 +56,7 @@ def model_of(name: str, *, biases: bool) -> tuple[nn.Module, torch.Tensor]:
         elif value.ndim > 1 and not value.any():  # A head that starts at zero would leave nothing to explain.
             value.normal_(0, 0.02)
     x = torch.randn(1, 3, size, size, dtype=torch.float64)
-    _calibrate(model, x)
-    return model, x
-
-
-def _calibrate(model: nn.Module, x: torch.Tensor) -> None:
-    """Scale what each batch norm divides by with what it gets: else values vanish, and the stabilizers take all."""
-
-    def calibrate(module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-        module.running_var *= (inputs[0] - module.running_mean[:, None, None]).square().mean()
-
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    handles = [norm.register_forward_pre_hook(calibrate) for norm in norms]
-    with torch.no_grad():
-        model(x)
-    for handle in handles:
-        handle.remove()
+    return settled(model, x), x
 
 
 def deviation(relevance: torch.Tensor, seed: torch.Tensor) -> float:

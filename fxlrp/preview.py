@@ -95,8 +95,8 @@ class Preview:
 
 def check(
     model: nn.Module | ExportedProgram,
-    composite: Composite | str | None = None,
-    example_inputs: Tensor | tuple[Tensor, ...] = (),
+    composite: Composite | str | None,
+    example_inputs: Tensor | tuple[Tensor, ...],
     *,
     output: Output = None,
     threshold_relu: bool = True,

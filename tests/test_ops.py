@@ -103,6 +103,7 @@ CALLS = [
     (aten.transpose.int, rand(*IMAGE), 1, 2),
     (aten.expand.default, rand(2, 1, 3), [2, 4, 3]),
     (aten.repeat.default, rand(2, 3), [2, 2]),
+    (aten.repeat_interleave.self_int, rand(2, 3), 2, 1),
     (aten.slice.Tensor, rand(*IMAGE), 2, 1, 6, 2),
     (aten.select.int, rand(*IMAGE), 1, 2),
     (aten.roll.default, rand(*IMAGE), [1, -2], [2, 3]),

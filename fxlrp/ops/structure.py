@@ -82,6 +82,7 @@ _structural(
     aten.movedim.intlist,
     aten.expand.default,
     aten.repeat.default,
+    aten.repeat_interleave.self_int,
     aten.slice.Tensor,
     aten.select.int,
     aten.narrow.default,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["for_zennit", "trained"]
+__all__ = ["for_zennit", "settled", "trained"]
 
 SCALES = ("gamma", "scale", "lambda", "alpha", "gain")
 
@@ -57,6 +58,39 @@ def trained(model: nn.Module, seed: int = 0) -> nn.Module:
                     normal(tensor, 0.2 if norm else 0.1)
                 elif (norm and name == "weight") or any(word in name for word in SCALES):
                     uniform(tensor, 0.5, 1.5)
+    return model
+
+
+def settled(model: nn.Module, *inputs: Tensor) -> nn.Module:
+    """Scale the running variances of a model's batch norms to what reaches them, as those of a trained model are.
+
+    Without, values of a deep network with random statistics grow from layer to layer, and with them rounding errors.
+
+    Parameters
+    ----------
+    model : nn.Module
+        In evaluation mode. It is changed in place.
+    *inputs : Tensor
+        A batch.
+
+    Returns
+    -------
+    nn.Module
+        The same model.
+    """
+
+    def settle(norm: nn.Module, args: tuple[Any, ...]) -> None:
+        mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+        variance *= (args[0] - mean.reshape(-1, *(1,) * (args[0].ndim - 2))).square().mean()
+
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    handles = [norm.register_forward_pre_hook(settle) for norm in norms]
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
     return model
 
 

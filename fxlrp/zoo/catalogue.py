@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MissingExtraError, ModelError
-from ..testing.models import trained
+from ..testing.models import settled, trained
 
 __all__ = ["LIBRARIES", "Sample", "build", "names"]
 
@@ -88,7 +88,7 @@ def build(name: str) -> Sample:
             if value.ndim > 1 and value.is_floating_point() and not value.any():
                 value.normal_(0, 0.02)
     inputs = tuple(x.double() if x.is_floating_point() else x for x in made.inputs)
-    return Sample(model, inputs)
+    return Sample(settled(model, *inputs), inputs)
 
 
 def _from_outside(module: str, function: str) -> Sample:
