@@ -302,7 +302,7 @@ def models(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
     from .composites import resolve
-    from .zoo import Sweep, names
+    from .zoo import Sweep
     from .zoo.sweep import table
 
     resolve(composite)
@@ -311,7 +311,7 @@ def models(
         output.unlink(missing_ok=True)
     sweep = Sweep(output, composite)
     walk = lambda models: track(models, "Looking for the smallest", console=console, transient=True)
-    wanted = [name for each in what for name in names(each, every=every, progress=walk)]
+    wanted = [name for each in what for name in sweep.names(each, every=every, progress=walk)]
     if retry:
         sweep.forget(lambda trial: trial.name in wanted and not trial.passed)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -198,7 +198,11 @@ class Call:
         """The vector-Jacobian product: `gradient` (of the op's value) taken back to each of the inputs."""
         if self.op.vjp is not None:
             return self.op.vjp(self, gradient)
-        return pull_back(lambda *inputs: self.with_inputs(inputs).run(), *self.inputs)[1](gradient)
+        inputs = self.inputs
+        if self.op.structural and isinstance(gradient, Tensor):
+            # Moving values about is not to round their relevance.
+            inputs = tuple(x.to(gradient.dtype) for x in inputs)
+        return pull_back(lambda *inputs: self.with_inputs(inputs).run(), *inputs)[1](gradient)
 
     def jvp(self, tangents: Sequence[Tensor]) -> Any:
         """The Jacobian-vector product: how the op's value changes, to first order, with its inputs along `tangents`."""

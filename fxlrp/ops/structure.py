@@ -96,11 +96,15 @@ _structural(
     aten.diagonal.default,
     aten.index_select.default,
     aten.index.Tensor,
+    aten.im2col.default,
+)
+# Relevance keeps its own precision, which the values' may be below.
+_structural(
     aten._to_copy.default,
     aten.to.dtype,
     aten.to.dtype_layout,
     aten.type_as.default,
-    aten.im2col.default,
+    vjp=lambda call, gradient: (gradient,),
 )
 _structural(aten.expand_as.default, aten.masked_fill.Scalar)
 _structural(aten.where.self, inputs=(1, 2))

@@ -163,13 +163,21 @@ class Bilinear(Rule):
     """
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
-        share = relevance / stabilize(2 * output.to(relevance.dtype), STABILIZER)
-        gradients = call.vjp(share.to(output.dtype))
+        call, output = _in_precision_of(relevance, call, output)
+        gradients = call.vjp(relevance / stabilize(2 * output, STABILIZER))
         return [x * gradient for x, gradient in zip(call.inputs, gradients, strict=True)]
 
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
         """The stabilizer's share."""
-        return Account(stabilizer=matmul_remainder(output, relevance))
+        return Account(stabilizer=matmul_remainder(_in_precision_of(relevance, call, output)[1], relevance))
+
+
+def _in_precision_of(relevance: Tensor, call: Call, output: Tensor) -> tuple[Call, Tensor]:
+    """A call and its value in the precision of relevance, which the model's own may be below."""
+    if output.dtype == relevance.dtype:
+        return call, output
+    call = call.with_inputs([x.to(relevance.dtype) for x in call.inputs])
+    return call, call.run()
 
 
 class Attention(Rule):

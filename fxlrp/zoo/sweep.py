@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .catalogue import LIBRARIES, build
+from .catalogue import LIBRARIES, build, names
 from .trial import Trial, try_out
 
 __all__ = ["Sweep", "table"]
@@ -50,10 +50,12 @@ class Sweep:
         self.path = path
         self.conditions: dict[str, Any] = {"composite": composite, "versions": _versions()}
         self.trials: dict[str, Trial] = {}
+        self._chosen: dict[str, list[str]] = {}
         if path.exists():
             try:
                 kept = json.loads(path.read_text())
                 conditions = kept["conditions"]
+                self._chosen = kept["chosen"]
                 self.trials = {row["name"]: Trial(**row) for row in kept["trials"]}
             except (ValueError, KeyError, TypeError) as error:
                 raise InputError(f"{path} is not a file of a sweep") from error
@@ -62,6 +64,16 @@ class Sweep:
                     f"{path} holds a sweep under other conditions ({conditions}, now {self.conditions}): write to "
                     "another file, or begin it anew"
                 )
+
+    def names(
+        self, what: str, *, every: bool = False, progress: Callable[[Iterable[str]], Iterable[str]] = iter
+    ) -> list[str]:
+        """As `fxlrp.zoo.names`; what it takes long to choose is kept in the file."""
+        key = f"every {what}" if every else what
+        if key not in self._chosen:
+            self._chosen[key] = names(what, every=every, progress=progress)
+            self._write()
+        return self._chosen[key]
 
     def run(self, names: Sequence[str], *, jobs: int = 1, seconds: float = 900.0) -> Iterator[Trial]:
         """Try the models that are not in the file yet, and give each trial as it ends.
@@ -102,7 +114,7 @@ class Sweep:
 
     def _write(self) -> None:
         rows = [asdict(trial) for trial in self.trials.values()]
-        text = json.dumps({"conditions": self.conditions, "trials": rows}, indent=1)
+        text = json.dumps({"conditions": self.conditions, "chosen": self._chosen, "trials": rows}, indent=1)
         part = self.path.with_suffix(f"{self.path.suffix}.part")
         part.write_text(text + "\n")
         part.replace(self.path)

@@ -130,7 +130,7 @@ def _run(found: dict[str, Any], make: Callable[[], Sample], composite: Composite
     if not found["difference"] <= TOLERANCE:
         found["failure"] = f"f is not kept: {found['difference']:.1e}"
     elif not ledger.leak <= TOLERANCE:
-        worst = ledger.worst[0]
+        worst = max(ledger.rows, key=lambda row: row.leak)
         found["failure"] = f"relevance leaks: {ledger.leak:.1e} at {worst.node} ({worst.op}, {worst.rule})"
 
 
