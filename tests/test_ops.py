@@ -119,6 +119,7 @@ CALLS = [
     (aten.masked_fill.Scalar, rand(2, 3), torch.tensor([True, False, True]), 0.5),
     (aten.where.self, torch.tensor([True, False, True]), rand(2, 3), rand(1, 3)),
     (aten.max.dim, rand(*IMAGE), 1),
+    (aten.linalg_vector_norm.default, rand(*IMAGE), 2, [2, 3], True),
     (aten.amax.default, rand(*IMAGE), [2, 3], True),
     (aten.maximum.default, rand(2, 3), rand(1, 3)),
     (aten.im2col.default, rand(*IMAGE), [2, 2], [1, 1], [0, 0], [2, 2]),

@@ -168,3 +168,6 @@ register(
     default=proportional,
     linear=True,
 )
+
+# Homogeneous of degree one, so that by Euler's theorem x times the gradient sums up to the value, as of a linear map.
+register(aten.linalg_vector_norm.default, default=proportional, non_negative=lambda node, inputs: True)
