@@ -1,0 +1,67 @@
+"""Which models of torchvision, timm and transformers fxlrp converts: the sweep behind docs/zoo.md.
+
+    python benchmarks/zoo.py [LIBRARY ...] [--jobs N] [--kept FILE] [-o docs/zoo.md]
+
+Takes hours; interrupted, the same command goes on. What is found is kept in a JSON file, of which the page is written.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.progress import track
+
+from fxlrp.zoo import Sweep, Trial
+from fxlrp.zoo.catalogue import LIBRARIES
+from fxlrp.zoo.sweep import table
+
+HEAD = """# The zoo
+
+What `python benchmarks/zoo.py` found with {versions}.
+Composite {composite}, float64; random weights, with biases, batch-norm statistics and layer scales as training leaves
+them; the smallest image of 64 pixels or more that the model takes; of timm the smallest model of each family of names, of transformers each classifier with few layers. A
+model passes if it is converted, its output is kept to 1e-9, and the ledger leaks no more than 1e-9 of what any op
+receives. *Unconserved* is what rules drop by their own definition (softmax, a first-order expansion, above all).
+"""
+
+
+def share(trials: Sequence[Trial]) -> str:
+    passed = sum(trial.passed for trial in trials)
+    return f"{passed} of {len(trials)} ({passed / len(trials):.1%})" if trials else "-"
+
+
+def page(sweep: Sweep, libraries: Sequence[str]) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in sweep.conditions["versions"].items())
+    parts = [HEAD.format(versions=versions, composite=sweep.conditions["composite"])]
+    of = {library: [t for t in sweep.trials.values() if t.name.startswith(f"{library}:")] for library in libraries}
+    rows = ["| library | pass | without attention |", "| --- | --- | --- |"]
+    for library, trials in of.items():
+        rows.append(f"| {library} | {share(trials)} | {share([t for t in trials if t.attention is False])} |")
+    parts.append("\n".join(rows) + "\n")
+    for library, trials in of.items():
+        parts.append(f"## {library}\n\n{table(trials)}\n")
+    return "\n".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("libraries", nargs="*", default=list(LIBRARIES))
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=900)
+    parser.add_argument("--kept", type=Path, default=Path("zoo.json"))
+    parser.add_argument("-o", "--output", type=Path, default=Path("docs/zoo.md"))
+    args = parser.parse_args()
+    sweep = Sweep(args.kept)
+    for library in args.libraries:
+        names = sweep.names(library, progress=track)
+        todo = [name for name in names if name not in sweep.trials]
+        for trial in track(sweep.run(todo, jobs=args.jobs, seconds=args.seconds), library, total=len(todo)):
+            if not trial.passed:
+                print(f"{trial.name}: {trial.failure}", flush=True)
+        args.output.write_text(page(sweep, args.libraries))
+
+
+if __name__ == "__main__":
+    main()
