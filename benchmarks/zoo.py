@@ -21,10 +21,10 @@ HEAD = """# The zoo
 
 What `python benchmarks/zoo.py` found with {versions}.
 Composite {composite}, float64; random weights, with biases, batch-norm statistics and layer scales as training leaves
-them; the smallest image of 64 pixels or more that the model takes; of timm the smallest model of each
-family of names, of transformers each classifier with few layers. A model passes if it is converted, its output is kept to
-1e-9, and the ledger leaks no more than 1e-9 of what any op receives. *Unconserved* is what rules
-drop by their own definition (softmax, a first-order expansion, above all).
+them; the smallest image of 64 pixels or more that the model takes; of timm the smallest model of each family of names,
+of transformers each classifier with few layers. A model passes if it is converted, its output is kept to 1e-9, and the
+ledger leaks no more than 1e-9 of what any op receives. *Unconserved* is what rules drop by their own definition
+(softmax, a first-order expansion, above all).
 """
 
 

@@ -393,7 +393,7 @@ POOLS = [
 ]
 
 
-@pytest.mark.parametrize("rule", [Norm(STABILIZER), Epsilon(STABILIZER)], ids=repr)
+@pytest.mark.parametrize("rule", [Norm(STABILIZER), Epsilon(STABILIZER)], ids=lambda rule: type(rule).__name__)
 @pytest.mark.parametrize(("pool", "shape"), POOLS, ids=lambda v: type(v).__name__)
 def test_rules_of_pools_are_their_formulas(rule, pool, shape):
     x = rand(*shape)

@@ -255,7 +255,11 @@ class Same(nn.Conv2d):
         return nn.functional.conv2d(nn.functional.pad(x, (0, 1, 0, 2)), self.weight, self.bias, self.stride)
 
 
-@pytest.mark.parametrize("rule", [zr.Flat(), zr.WSquare(), zr.ZBox(-3.0, 3.0), zr.ZPlus(), zr.Gamma(0.3)], ids=repr)
+@pytest.mark.parametrize(
+    "rule",
+    [zr.Flat(), zr.WSquare(), zr.ZBox(-3.0, 3.0), zr.ZPlus(), zr.Gamma(0.3)],
+    ids=lambda rule: type(rule).__name__,
+)
 def test_a_layer_that_pads_its_input(rule):
     """A rule that does not look at the input gives nothing to the padding: relevance is zennit's, and all of it."""
     torch.manual_seed(0)

@@ -58,7 +58,7 @@ def small_models(monkeypatch):
             nn.init.constant_(model.conv1.weight, 0.125)
         return model, None, MEAN, STD
 
-    monkeypatch.setitem(zoo.load._LIBRARIES, "tests", library)
+    monkeypatch.setitem(zoo.by_name._LIBRARIES, "tests", library)
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -127,7 +127,9 @@ def fails(result, *words):
 def trained(data, tmp_path_factory):
     """One training of two epochs, that several tests look at."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(zoo.load._LIBRARIES, "tests", lambda name, pretrained, classes: (Net(classes), None, MEAN, STD))
+        patch.setitem(
+            zoo.by_name._LIBRARIES, "tests", lambda name, pretrained, classes: (Net(classes), None, MEAN, STD)
+        )
         output = tmp_path_factory.mktemp("trained") / "new" / "folder"
         return output, succeeds(run(data, output, epochs=2))
 

@@ -1,7 +1,7 @@
 """Models of torchvision, timm and transformers: loading one by its name, and putting many through conversion."""
 
+from .by_name import INITIAL, RANDOM, LoadedModel, class_names, find_class, load, read_image
 from .catalogue import Sample, build, names
-from .load import INITIAL, RANDOM, LoadedModel, class_names, find_class, load, read_image
 from .sweep import Sweep
 from .trial import Trial, try_out
 
