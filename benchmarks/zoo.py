@@ -25,6 +25,10 @@ them; the smallest image of 64 pixels or more that the model takes; of timm the 
 of transformers each classifier with few layers. A model passes if it is converted, its output is kept to 1e-9, and the
 ledger leaks no more than 1e-9 of what any op receives. *Unconserved* is what rules drop by their own definition
 (softmax, a first-order expansion, above all).
+
+`fxlrp models timm` does the same on the command line, for a library, for single models (`timm:convnext_atto`) and for
+functions of your own that return a model, or a model and its inputs (`mypackage.models:make`); `fxlrp.check` says of one
+model what will happen to each of its ops.
 """
 
 
@@ -37,9 +41,10 @@ def page(sweep: Sweep, libraries: Sequence[str]) -> str:
     versions = ", ".join(f"{name} {number}" for name, number in sweep.conditions["versions"].items())
     parts = [HEAD.format(versions=versions, composite=sweep.conditions["composite"])]
     of = {library: [t for t in sweep.trials.values() if t.name.startswith(f"{library}:")] for library in libraries}
-    rows = ["| library | pass | without attention |", "| --- | --- | --- |"]
+    rows = ["| library | tried | pass | without attention |", "| --- | --- | --- | --- |"]
     for library, trials in of.items():
-        rows.append(f"| {library} | {share(trials)} | {share([t for t in trials if t.attention is False])} |")
+        tried = f"{len(trials)} of {len(sweep.names(library))}"
+        rows.append(f"| {library} | {tried} | {share(trials)} | {share([t for t in trials if t.attention is False])} |")
     parts.append("\n".join(rows) + "\n")
     for library, trials in of.items():
         parts.append(f"## {library}\n\n{table(trials)}\n")
