@@ -27,8 +27,8 @@ ledger leaks no more than 1e-9 of what any op receives. *Unconserved* is what ru
 (softmax, a first-order expansion, above all).
 
 `fxlrp models timm` does the same on the command line, for a library, for single models (`timm:convnext_atto`) and for
-functions of your own that return a model, or a model and its inputs (`mypackage.models:make`); `fxlrp.check` says of one
-model what will happen to each of its ops.
+functions of your own that return a model, or a model and its inputs (`mypackage.models:make`); `fxlrp.check` says of
+one model what will happen to each of its ops.
 """
 
 
