@@ -394,6 +394,18 @@ def test_ranked_pooling(d):
         close(gwrp(values, d), expected)
 
 
+def test_the_joint_map_of_inputs_of_both_signs():
+    """(4), (5) of one linear layer: each logit's positive contributions, of negative inputs too, are its relevance."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)).double()
+    x = torch.randn(3, 1, 2, 3, dtype=torch.float64)
+    found = fxlrp.ISNet(model, "dual", epsilon=0.01)(x).heatmaps["input"][:, 0]
+    z = (x.reshape(3, 1, 6) * model[1].weight).clamp(min=0)
+    joint = z.sum(2) + model[1].bias.clamp(min=0)
+    expected = (z * (joint / (joint + 0.01))[:, :, None]).sum(1)
+    torch.testing.assert_close(found.flatten(1), expected, rtol=1e-9, atol=1e-9)
+
+
 def test_background_loss_step_by_step():
     """Appendix C, steps 1 to 7, with plain loops."""
     torch.manual_seed(0)
