@@ -2,7 +2,8 @@
 
     python benchmarks/zoo.py [LIBRARY ...] [--jobs N] [--kept FILE] [-o docs/zoo.md]
 
-Takes hours; interrupted, the same command goes on. What is found is kept in a JSON file, of which the page is written.
+Takes hours; interrupted, the same command goes on. What is found is kept in a
+JSON file (benchmarks/zoo.json), of which the page is written.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("libraries", nargs="*", default=list(LIBRARIES))
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=900)
-    parser.add_argument("--kept", type=Path, default=Path("zoo.json"))
+    parser.add_argument("--kept", type=Path, default=Path(__file__).with_name("zoo.json"))
     parser.add_argument("-o", "--output", type=Path, default=Path("docs/zoo.md"))
     args = parser.parse_args()
     sweep = Sweep(args.kept)
