@@ -298,6 +298,8 @@ def models(
     WHAT is a library (torchvision, timm, transformers), a model of one (timm:convnext_atto), or a function of your own
     that returns a model, or a model and a tuple of inputs (package.module:function). Weights are random, as training
     leaves them. Each model has a process of its own. Exit code 1 if any fails.
+
+    timm and transformers come with the extra: pip install 'fxlrp[zoo]'
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 

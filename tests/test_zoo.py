@@ -54,6 +54,21 @@ def test_what_is_attention():
 
 
 @pytest.mark.parametrize(
+    "strange",
+    [
+        lambda x: (x.float() @ x.float().mT).to(x.dtype),
+        lambda x: x.amax(3, keepdim=True).expand(x.shape).permute(0, 1, 3, 2) + x,
+        lambda x: nn.functional.conv2d(x, x.mean((0, 2, 3)).sigmoid().reshape(4, 1, 1, 1).expand(4, 4, 3, 3)),
+    ],
+    ids=["lower precision", "expanded", "weight from the input"],
+)
+def test_what_the_zoo_showed(strange):
+    trial = tried(net(strange))
+    assert trial.passed, trial.failure
+    assert trial.unconserved < 1e-12
+
+
+@pytest.mark.parametrize(
     ("strange", "said"),
     [
         (torch.erfc, r"UnsupportedOpError: .*aten.erfc.default .*test_zoo.py"),

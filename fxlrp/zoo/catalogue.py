@@ -172,14 +172,12 @@ class _Timm:
         import timm
 
         own = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        fixed = own is not None and getattr(own, "fixed_input_size", False)
-        if size is None or not fixed:
+        if size is None or own is None or not own.fixed_input_size:
             return timm.create_model(name, num_classes=CLASSES)
         try:
             return timm.create_model(name, num_classes=CLASSES, img_size=size)
         except TypeError:
-            shape = own.input_size if own is not None else (3, 224, 224)
-            return timm.create_model(name, num_classes=CLASSES) if size == shape[-1] else None
+            return timm.create_model(name, num_classes=CLASSES) if size == own.input_size[-1] else None
 
 
 def _smallest_of_each_family(models: Sequence[str], progress: Callable[[Iterable[str]], Iterable[str]]) -> list[str]:
@@ -205,7 +203,7 @@ class _Transformers:
         try:
             import transformers
         except ImportError as error:
-            raise MissingExtraError("the models of transformers", "transformers", "test") from error
+            raise MissingExtraError("the models of transformers", "transformers", "zoo") from error
         found = (name for name in dir(transformers) if "ForImageClassification" in name)
         return sorted(name for name in found if not name.startswith("Auto"))
 
@@ -223,7 +221,6 @@ class _Transformers:
 
 
 _DEPTHS = ("depths", "num_hidden_layers", "num_blocks", "num_self_attends_per_block")
-
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     # Which model of timm it wraps.
