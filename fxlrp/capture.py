@@ -154,7 +154,7 @@ def capture(
     """
     if isinstance(model, nn.Module):
         model = _without_synchronization(model)
-    program = model if isinstance(model, ExportedProgram) else _export(model, inputs)
+    program = model if isinstance(model, ExportedProgram) else _detached(_export(model, inputs))
     functional = _functional(program)
     module = functional.module()
     assert isinstance(module, fx.GraphModule)
@@ -174,6 +174,8 @@ def capture(
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
+        # Where gradients are off already, a model's own no_grad would leave no trace.
+        stack.enter_context(torch.enable_grad())
         for kind in {x.device.type for x in inputs}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         inputs = tuple(x.detach().clone() for x in inputs)
@@ -186,6 +188,20 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
                 return torch.export.export(model, inputs, strict=False)
         except Exception as error:
             raise CaptureError(_why_not(model, error)) from error
+
+
+def _detached(program: ExportedProgram) -> ExportedProgram:
+    """What the model computes under `torch.no_grad` is detached: inlined, it would have gradients again."""
+    graph = program.graph
+    for region in graph.find_nodes(op="call_function", target=torch.ops.higher_order.wrap_with_set_grad_enabled):
+        if region.args[0]:
+            continue
+        for value in list(region.users):
+            with graph.inserting_after(value):
+                stopped = graph.call_function(torch.ops.aten.detach.default, (value,))
+            stopped.meta = copy.copy(value.meta)
+            value.replace_all_uses_with(stopped, delete_user_cb=lambda user, stopped=stopped: user is not stopped)
+    return program
 
 
 _FUSED = (torch.ops.aten.addcmul.default, torch.ops.aten.addcdiv.default, torch.ops.aten.baddbmm.default)

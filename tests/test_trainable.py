@@ -76,6 +76,33 @@ def test_gradients_are_finite_differences(name, training):
         assert automatic == pytest.approx(numeric, rel=1e-4, abs=1e-6 * scale), label
 
 
+@pytest.mark.parametrize("how", ["detach", "no_grad"])
+@pytest.mark.parametrize("captured_without_gradients", [False, True])
+def test_where_the_model_stops_gradients_the_twin_does(how, captured_without_gradients):
+    class Net(nn.Module):
+        def __init__(self, how):
+            super().__init__()
+            self.conv, self.fc, self.how = nn.Conv2d(2, 4, 3), nn.Linear(4, 3), how
+
+        def forward(self, x):
+            x = self.conv(x)
+            with torch.set_grad_enabled(self.how != "no_grad"):
+                largest = x.amax((2, 3), keepdim=True)
+            return self.fc((x + (largest.detach() if self.how == "detach" else largest)).mean((2, 3)))
+
+    model, x = trained(Net(how)).eval(), torch.randn(2, 2, 5, 5, dtype=torch.float64)
+    twin = fxlrp.convert(model, trainable=True)
+    with torch.set_grad_enabled(not captured_without_gradients):
+        twin(x)
+    ours, own = (torch.autograd.grad(f(x)[:, 1].sum(), model.conv.weight)[0] for f in (lambda x: twin(x).output, model))
+    torch.testing.assert_close(ours, own)
+    # The value is the same with gradients as without: so is its explanation.
+    model.how = "neither"
+    plain = fxlrp.convert(model, trainable=True)
+    assert not torch.allclose(torch.autograd.grad(model(x)[:, 1].sum(), model.conv.weight)[0], own)
+    torch.testing.assert_close(twin(x).relevance, plain(x).relevance)
+
+
 def test_the_gradients_are_not_all_zero():
     """The comparison above would hold for a relevance that is cut from the parameters, if differences were small."""
     model = trained(Net()).train()

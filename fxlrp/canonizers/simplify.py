@@ -19,7 +19,7 @@ _WHOLE = 2**63 - 1
 
 
 def _does_nothing(node: fx.Node) -> bool:
-    if node.target in (aten.alias.default, aten.detach.default, aten.lift_fresh_copy.default):
+    if node.target in (aten.alias.default, aten.lift_fresh_copy.default):
         return True
     if node.target is aten.slice.Tensor:
         start, end, step = [*node.args[2:], *(None, None, None)[len(node.args) - 2 :]]
@@ -30,7 +30,7 @@ def _does_nothing(node: fx.Node) -> bool:
 
 
 def remove_no_ops(graph_module: fx.GraphModule) -> None:
-    """Remove ops whose value is their input: aliases, detached values, whole slices, dropout that drops nothing."""
+    """Remove ops whose value is their input: aliases, whole slices, dropout that drops nothing."""
     for node in list(graph_module.graph.nodes):
         if node.op == "call_function" and _does_nothing(node):
             node.replace_all_uses_with(node.args[0])

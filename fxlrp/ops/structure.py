@@ -128,6 +128,15 @@ _structural(written, inputs=(1,))
 _structural(aten.slice_scatter.default, aten.select_scatter.default, inputs=(0, 1))
 
 
+# Stops the gradients of training, which is no reason for relevance to stop: the value is the input's.
+register(
+    aten.detach.default,
+    default=passed,
+    vjp=lambda call, gradient: (gradient,),
+    non_negative=lambda node, inputs: inputs,
+)
+
+
 def dropped(x: Tensor, mask: Tensor, p: float) -> Tensor:
     """Dropout with the mask that was drawn: ``x * mask / (1 - p)``."""
     return x * mask / (1 - p) if p < 1 else torch.zeros_like(x)
