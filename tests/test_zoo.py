@@ -16,7 +16,7 @@ import fxlrp
 from fxlrp import errors, zoo
 from fxlrp.cli import main
 from fxlrp.testing.models import settled, trained
-from fxlrp.zoo.catalogue import _smallest_of_each_family
+from fxlrp.zoo.catalogue import LIBRARIES
 from fxlrp.zoo.sweep import table
 
 X = torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -123,10 +123,11 @@ def test_names():
         zoo.names("keras")
 
 
-def test_the_smallest_of_each_family():
+def test_thechosen():
     models = ["vit_base_patch16_224", "resnet18", "vit_tiny_patch16_224", "regnety_002", "vit_giant_patch14_224"]
-    assert _smallest_of_each_family(models, iter) == ["vit_tiny_patch16_224", "resnet18", "regnety_002"]
-    assert _smallest_of_each_family(["vit_giant_patch14_224"], iter) == []
+    chosen = LIBRARIES["timm"].chosen
+    assert chosen(models, iter) == ["vit_tiny_patch16_224", "resnet18", "regnety_002"]
+    assert chosen(["vit_giant_patch14_224"], iter) == []
 
 
 @pytest.mark.parametrize("name", ["timm:nothing", "torchvision:nothing", "transformers:Nothing", "no.module:of_it"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -24,6 +25,9 @@ LARGEST = 120e6
 """Parameters: of a family whose smallest model has more, none is taken."""
 
 
+Progress = Callable[[Iterable[str]], Iterable[str]]
+
+
 class Sample(NamedTuple):
     """A model in evaluation mode, with random weights as training leaves them (float64), and inputs for it."""
 
@@ -31,7 +35,7 @@ class Sample(NamedTuple):
     inputs: tuple[Tensor, ...]
 
 
-def names(what: str, *, every: bool = False, progress: Callable[[Iterable[str]], Iterable[str]] = iter) -> list[str]:
+def names(what: str, *, every: bool = False, progress: Progress = iter) -> list[str]:
     """The models that a word stands for.
 
     Parameters
@@ -53,9 +57,10 @@ def names(what: str, *, every: bool = False, progress: Callable[[Iterable[str]],
         If the library is not installed.
     """
     if what in LIBRARIES:
-        found = LIBRARIES[what].names()
-        if what == "timm" and not every:
-            found = _smallest_of_each_family(found, progress)
+        library = LIBRARIES[what]
+        found = library.names()
+        if not every:
+            found = library.chosen(found, progress)
         return [f"{what}:{name}" for name in found]
     if ":" not in what:
         raise ModelError(
@@ -130,7 +135,21 @@ def _with_images(
     raise ModelError(f"no image of {sizes[0]} to {sizes[-1]} pixels fits: {refused}")
 
 
-class _Torchvision:
+class _Library(ABC):
+    @abstractmethod
+    def names(self) -> list[str]:
+        """All its classifiers."""
+
+    def chosen(self, found: list[str], progress: Progress) -> list[str]:
+        """Of these, enough to speak for all."""
+        return found
+
+    @abstractmethod
+    def build(self, name: str) -> Sample:
+        """One of them, as it is made, with an input that it takes."""
+
+
+class _Torchvision(_Library):
     def names(self) -> list[str]:
         import torchvision
 
@@ -150,7 +169,7 @@ class _Torchvision:
         )
 
 
-class _Timm:
+class _Timm(_Library):
     def names(self) -> list[str]:
         try:
             import timm
@@ -179,26 +198,25 @@ class _Timm:
         except TypeError:
             return timm.create_model(name, num_classes=CLASSES) if size == own.input_size[-1] else None
 
+    def chosen(self, found: list[str], progress: Progress) -> list[str]:
+        """The smallest of each family, by the number of parameters, which is had without making any."""
+        smallest: dict[str, tuple[float, str]] = {}
+        for name in progress(found):
+            try:
+                with torch.device("meta"), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    model = self.make(name)
+                assert model is not None
+                size = float(sum(parameter.numel() for parameter in model.parameters()))
+            # A model that looks at its values while it is made; it is the last of its family.
+            except Exception:
+                size = LARGEST
+            family = name.split("_")[0]
+            smallest[family] = min(smallest.get(family, (float("inf"), "")), (size, name))
+        return [name for size, name in smallest.values() if size <= LARGEST]
 
-def _smallest_of_each_family(models: Sequence[str], progress: Callable[[Iterable[str]], Iterable[str]]) -> list[str]:
-    """Of timm's models, by the number of parameters, which is had without making any."""
-    smallest: dict[str, tuple[float, str]] = {}
-    for name in progress(models):
-        try:
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                model = _Timm.make(name)
-            assert model is not None
-            size = float(sum(parameter.numel() for parameter in model.parameters()))
-        # A model that looks at its values while it is made; it is the last of its family.
-        except Exception:
-            size = LARGEST
-        family = name.split("_")[0]
-        smallest[family] = min(smallest.get(family, (float("inf"), "")), (size, name))
-    return [name for size, name in smallest.values() if size <= LARGEST]
 
-
-class _Transformers:
+class _Transformers(_Library):
     def names(self) -> list[str]:
         try:
             import transformers
@@ -250,4 +268,4 @@ def _pixels(model: nn.Module, size: int) -> tuple[Tensor, ...]:
     return (torch.randn(2, getattr(config, "num_channels", 3), size, size),)
 
 
-LIBRARIES: dict[str, Any] = {"torchvision": _Torchvision(), "timm": _Timm(), "transformers": _Transformers()}
+LIBRARIES: dict[str, _Library] = {"torchvision": _Torchvision(), "timm": _Timm(), "transformers": _Transformers()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .catalogue import LIBRARIES, build, names
+from .catalogue import LIBRARIES, Progress, build, names
 from .trial import Trial, try_out
 
 __all__ = ["Sweep", "table"]
@@ -65,9 +65,7 @@ class Sweep:
                     "another file, or begin it anew"
                 )
 
-    def names(
-        self, what: str, *, every: bool = False, progress: Callable[[Iterable[str]], Iterable[str]] = iter
-    ) -> list[str]:
+    def names(self, what: str, *, every: bool = False, progress: Progress = iter) -> list[str]:
         """As `fxlrp.zoo.names`; what it takes long to choose is kept in the file."""
         key = f"every {what}" if every else what
         if key not in self._chosen:
