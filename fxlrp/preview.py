@@ -46,8 +46,9 @@ class Plan:
     rule : str
         The rule's name; empty if no relevance comes to the op.
     how : str
-        "composite": the composite says so. "exact": there is one way, moved values move back and a linear map shares in
-        proportion. "by convention": by a published rule, as one may do otherwise. "gradient": the plain gradient.
+        "composite": the composite says so. "exact": moved values move back; a map that is linear (or, as a norm,
+        homogeneous of degree one) shares in proportion, input times gradient. "by convention": by a published rule, as
+        one may do otherwise. "gradient": the plain gradient.
         "constant": the op depends on the input, but what reads it holds it constant (a gate, a deviation).
         "unsupported": there is no rule.
     why : str

@@ -21,7 +21,7 @@ CLASSES = 10
 SIZES = (64, 96, 112, 128, 160, 192, 224, 256, 288, 299, 320, 384, 448, 512)
 """Of images, in pixels: the first that a model takes is its own."""
 
-LARGEST = 120e6
+LARGEST = 150e6
 """Parameters: of a family whose smallest model has more, none is taken."""
 
 
@@ -45,7 +45,7 @@ def names(what: str, *, every: bool = False, progress: Progress = iter) -> list[
         one's own (``package.module:function``), which returns a model, or a model and a tuple of inputs.
     every : bool
         Of timm, all of its models. Without, the smallest of each family of names (the part before the first
-        underscore) with at most 120 million parameters.
+        underscore) with at most 150 million parameters.
     progress : callable
         Wraps what takes long to walk through.
 
