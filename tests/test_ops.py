@@ -29,7 +29,7 @@ from zennit.rules import (
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
 import fxlrp
-from fxlrp import vocabulary
+from fxlrp import errors, vocabulary
 from fxlrp.graph import unwrap
 from fxlrp.ops.activation import thresholded_relu
 from fxlrp.ops.convolution import Geometry, convolve, transpose
@@ -608,6 +608,39 @@ def test_a_masked_attention_has_no_nan():
     ]
     found = [relevance_of(change, x)[0] for change in changes]
     assert all(relevance.isfinite().all() for relevance in found)
+
+
+@pytest.mark.parametrize(("heads", "options"), [(2, {"enable_gqa": True}), (1, {"enable_gqa": True}), (1, {})])
+def test_keys_and_values_that_heads_share(heads, options):
+    fc = nn.Linear(24, 3).double()
+
+    class Attend(nn.Module):
+        def __init__(self, repeats):
+            super().__init__()
+            self.fc, self.repeats = fc, repeats
+
+        def forward(self, q, k, v):
+            if self.repeats:
+                k, v = (x.repeat_interleave(4 // heads, 1) for x in (k, v))
+            return self.fc(F.scaled_dot_product_attention(q, k, v, **({} if self.repeats else options)).flatten(1))
+
+    inputs = rand(2, 4, 3, 2), rand(2, heads, 5, 2), rand(2, heads, 5, 2)
+    shared, repeated = (fxlrp.convert(Attend(repeats), COMPOSITE)(inputs, 1).relevance for repeats in (False, True))
+    for ours, expected in zip(shared, repeated, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_attention_that_drops_has_no_rule():
+    class Drops(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(12, 3).double()
+
+        def forward(self, x):
+            return self.fc(F.scaled_dot_product_attention(x, 2 * x, -x, dropout_p=0.5).flatten(1))
+
+    with pytest.raises(errors.UnsupportedOpError, match="scaled_dot_product_attention"):
+        fxlrp.convert(Drops(), COMPOSITE)(rand(2, 1, 4, 3))
 
 
 def test_what_is_left_out_is_left_out_and_no_more():

@@ -20,9 +20,16 @@ def _product(node: fx.Node, slots: Slots) -> Rule | None:
     return Bilinear() if factors == len(slots) == 2 else None
 
 
+def _attention(node: fx.Node, slots: Slots) -> Rule | None:
+    args = unwrap(node)[1]
+    dropout = args[4] if len(args) > 4 else 0.0
+    # Which weights are dropped, the op does not tell.
+    return None if dropout else Attention()
+
+
 register(
     aten.softmax.int, aten._softmax.default, default=lambda node, slots: Softmax(), non_negative=lambda node, _: True
 )
 register(aten.matmul.default, aten.bmm.default, aten.mm.default, inputs=(0, 1), default=_product)
 register(aten.einsum.default, inputs=(1,), default=_product)
-register(aten.scaled_dot_product_attention.default, inputs=(0, 1, 2), default=lambda node, slots: Attention())
+register(aten.scaled_dot_product_attention.default, inputs=(0, 1, 2), default=_attention)

@@ -189,7 +189,7 @@ class Attention(Rule):
         of_scores = softmax_relevance(scores, weights, of_weights, -1)
         of_q, of_k_transposed = matmul_relevance(q, k.mT, scores, of_scores)
         found = {0: of_q, 1: of_k_transposed.mT, 2: of_v}
-        return [found[position] for position, _ in call.slots]
+        return [_of_shared(found[position], x) for (position, _), x in zip(call.slots, call.inputs, strict=True)]
 
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
         """The stabilizers of the two products, the softmax's remainder, and the half that a constant factor takes."""
@@ -209,6 +209,8 @@ class Attention(Rule):
     def _parts(call: Call, relevance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Queries (scaled), keys, values, their scores before the mask, and the attention weights."""
         q, k, v = (x.to(relevance.dtype) for x in call.args[:3])
+        if call.kwargs.get("enable_gqa"):
+            k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
         mask, causal = call.argument(3), call.argument(5, False)
         scale = call.kwargs.get("scale")
         q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -220,3 +222,10 @@ class Attention(Rule):
         if mask is not None:
             logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
         return q, k, v, scores, logits.softmax(-1)
+
+
+def _of_shared(relevance: Tensor, x: Tensor) -> Tensor:
+    """Of an operand that several heads share, one group of heads after another: the sum of what they give it."""
+    if relevance.ndim > 2 and relevance.shape[-3] != x.shape[-3]:
+        relevance = relevance.unflatten(-3, (x.shape[-3], -1)).sum(-3)
+    return relevance.sum_to_size(x.shape)
