@@ -63,7 +63,7 @@ def _absorb(follower: Follower, node: fx.Node) -> bool:
     target, args, _ = unwrap(node)
     operands: list[Any] = [*args, *(None,) * (3 - len(args))]
     x, weight, bias, *options = operands
-    part, shape = follower.found.get(x), follower.one_sample(x)
+    part, shape = follower.found.get(x), follower.sample.shape(x)
     if part is None or shape is None or not (is_known(node) or weight in follower.parameters):
         return False
     fully = target in LINEAR

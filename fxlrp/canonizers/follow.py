@@ -8,19 +8,19 @@ the two others that a map can be moved through.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_aggregate
 
 from ..graph import call, constant, is_known, module_path, parameter_expressions, unpack, unwrap
 from ..ops.activation import thresholded_relu
 from ..ops.linear import affine
 from ..ops.structure import flipped
-from ..vocabulary import Op, Slot, lookup, slots_of
+from ..vocabulary import Op, lookup, slots_of
+from .sample import NONE, Sample, filled, item_of, moved, run_on
 
 __all__ = ["Follower", "Scaled", "spread", "whole"]
 
@@ -36,9 +36,6 @@ _MAX_POOLS = (
 )
 _PAD_VALUE: dict[Any, int] = {aten.pad.default: 3, aten.constant_pad_nd.default: 2}
 """Where the value stands that an op pads with."""
-
-NONE = -1
-"""The number of an element at which `base` is zero: padding."""
 
 
 @dataclass(frozen=True)
@@ -136,11 +133,9 @@ class Follower:
     def __init__(self, graph_module: fx.GraphModule, threshold_relu: bool) -> None:
         self._module, self.graph = graph_module, graph_module.graph
         self._threshold_relu = threshold_relu
+        self.sample = Sample(graph_module)
         self.parameters = parameter_expressions(self.graph)
         self.found: dict[fx.Node, Scaled] = {}
-        inputs = [n.meta["val"] for n in self.graph.nodes if n.op == "placeholder"]
-        sizes = [x.shape[0] for x in inputs if isinstance(x, Tensor) and x.ndim]
-        self._batch = {s for size in sizes if isinstance(size, torch.SymInt) for s in size.node.expr.free_symbols}
         self._random = torch.Generator().manual_seed(0)
 
     def follow(self, node: fx.Node) -> None:
@@ -170,7 +165,7 @@ class Follower:
 
     def _start(self, node: fx.Node) -> Scaled | None:
         x, scale, shift = unwrap(node)[1]
-        shape = self.one_sample(node)
+        shape = self.sample.shape(node)
         if shape is None:
             return None
         path = (module_path(node) or node.name,)
@@ -218,7 +213,7 @@ class Follower:
         channels = before.channels(1) if before is not None else None
         if before is None or channels is None or bool((before.index == NONE).any()):
             return None
-        pool = lambda x: _item(target(x, *options), item)
+        pool = lambda x: item_of(target(x, *options), item)
         shifts = whole(before.probe, before.index.shape)
         probe = pool(shifts)
         if not torch.equal(probe, -pool(-shifts)):
@@ -243,20 +238,16 @@ class Follower:
         slots = slots_of(node, op, lambda operand: isinstance(operand.meta["val"], Tensor))
         parts = [self.found.get(operand) for operand in slots.values()]
         found = [part for part in parts if part is not None]
-        sizes = [self.one_sample(operand) for operand in slots.values()]
+        sizes = [self.sample.shape(operand) for operand in slots.values()]
         shapes = [size for size in sizes if size is not None]
-        settings = self._settings(node, slots)
+        settings = self.sample.settings(node, slots)
         if not found or settings is None or len(shapes) < len(slots):
             return None
         numbers, constants = settings
-
-        def run(*inputs: Tensor) -> Tensor:
-            args, kwargs = _filled(node, slots, inputs, numbers | constants)
-            return _item(target(*args, **kwargs), item)
-
+        run = run_on(node, slots, numbers | constants, item)
         nothing = run(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
         padded = bool(nothing.any())
-        index = _moved(lambda *inputs: run(*inputs) - nothing, _numbered(parts, shapes))
+        index = moved(lambda *inputs: run(*inputs) - nothing, _numbered(parts, shapes))
         if index is None or (padded and target not in _PAD_VALUE):
             return None
         scales = found[0].scales if len(parts) == 1 else call(node, join, *(part.scales for part in found))
@@ -268,10 +259,10 @@ class Follower:
             else:
                 spots.append(call(node, whole, part.shift, shape))
                 probes.append(whole(part.probe, shape))
-        args, kwargs = _filled(node, slots, spots, numbers)
+        args, kwargs = filled(node, slots, spots, numbers)
         shift = self._called(node, item, *args, **kwargs)
         bases = [operand if p is None else p.base for p, operand in zip(parts, slots.values(), strict=True)]
-        args, kwargs = _filled(node, slots, bases, {})
+        args, kwargs = filled(node, slots, bases, {})
         if padded:
             # What is padded with goes into the shift; as a rescaled padding it would be divided by a scale of zero.
             args = args[: _PAD_VALUE[target]]
@@ -281,35 +272,6 @@ class Follower:
         return self._compacted(
             node, Scaled(base, scales, index, shift, run(*probes), maps, constant, thresholded), item=item
         )
-
-    def one_sample(self, node: fx.Node) -> list[int] | None:
-        """A value's shape for one sample; None if it has other sizes that vary."""
-        found = [self._number(size) for size in node.meta["val"].shape]
-        sizes = [size for size in found if size is not None]
-        return sizes if len(sizes) == len(found) else None
-
-    def _number(self, value: Any) -> Any:
-        """A number for one sample, None if it depends on anything else."""
-        if not isinstance(value, torch.SymInt):
-            return value
-        value = value.node.expr.subs(dict.fromkeys(self._batch, 1))
-        return None if value.free_symbols else int(value)
-
-    def _settings(
-        self, node: fx.Node, slots: Mapping[Slot, fx.Node]
-    ) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]] | None:
-        """The other operands of `node`: numbers for one sample, and constant tensors; None if there are others."""
-        numbers: dict[fx.Node, Any] = {}
-        constants: dict[fx.Node, Any] = {}
-        for operand in set(node.all_input_nodes) - set(slots.values()):
-            value = operand.meta["val"]
-            if not isinstance(value, Tensor) and (number := self._number(value)) is not None:
-                numbers[operand] = number
-            elif operand.op == "get_attr":
-                constants[operand] = operator.attrgetter(str(operand.target))(self._module)
-            else:
-                return None
-        return numbers, constants
 
     def constant(self, node: fx.Node, value: Tensor) -> fx.Node:
         return constant(self._module, node, value, f"{node.name}_index")
@@ -328,24 +290,6 @@ class Follower:
         return replace(found, shift=shift, probe=probe) if fits else None
 
 
-def _item(value: Any, item: int | None) -> Any:
-    return value if item is None else value[item]
-
-
-def _filled(
-    node: fx.Node, slots: Mapping[Slot, fx.Node], values: Sequence[Any], others: Mapping[fx.Node, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of `node` with other values in its slots, and in the place of other nodes."""
-    args: list[Any] = [list(a) if isinstance(a, list | tuple) else a for a in node.args]
-    for (position, index), value in zip(slots, values, strict=True):
-        if index is None:
-            args[position] = value
-        else:
-            args[position][index] = value
-    replaced = lambda argument: map_aggregate(argument, lambda a: others.get(a, a) if isinstance(a, fx.Node) else a)
-    return tuple(replaced(args)), dict(replaced(node.kwargs))
-
-
 def _numbered(parts: Sequence[Scaled | None], shapes: Sequence[Sequence[int]]) -> list[Tensor]:
     """The numbers of the parts' scales once they are joined; those of a part without any are the last."""
     found, count = [], 0
@@ -358,19 +302,6 @@ def _numbered(parts: Sequence[Scaled | None], shapes: Sequence[Sequence[int]]) -
         torch.full(tuple(shape), count) if part is None else next(each)
         for part, shape in zip(parts, shapes, strict=True)
     ]
-
-
-def _moved(run: Callable[..., Tensor], numbers: Sequence[Tensor]) -> Tensor | None:
-    """The numbers of a linear op's elements; None if one is made of elements of several numbers."""
-    there = [(n != NONE).double() for n in numbers]
-    weight = run(*there)
-    first = run(*(w * n for w, n in zip(there, numbers, strict=True)))
-    second = run(*(w * n * n for w, n in zip(there, numbers, strict=True)))
-    empty = weight.abs() < 1e-9
-    mean = torch.where(empty, 0.0, first / torch.where(empty, 1.0, weight)).round()
-    close = lambda a, b: torch.isclose(a, b, rtol=1e-9, atol=1e-6)
-    same = close(first, weight * mean) & close(second, weight * mean * mean)
-    return torch.where(empty, NONE, mean.long()) if bool(same.all()) else None
 
 
 def _compact(value: Tensor) -> Tensor:
