@@ -290,6 +290,96 @@ def test_a_layer_with_several_readers():
     assert found.report == Report((Fold("norm", "conv", "linear -> BN (A.5)"),), ())
 
 
+# What only moves elements between a layer and its batch norm, and where the layer's channels then are.
+MOVED = {
+    "tokens to the batch": (nn.Linear(3, 4), (5, 3), lambda y: y.flatten(0, 1), nn.BatchNorm1d(4)),
+    "tokens behind": (nn.Linear(3, 4), (5, 3), lambda y: y.transpose(1, 2), nn.BatchNorm1d(4)),
+    "tokens, as an image": (nn.Linear(3, 4), (6, 3), lambda y: y.mT.unflatten(2, (2, 3)), nn.BatchNorm2d(4)),
+    "flattened": (nn.Conv2d(3, 4, 3, groups=1), (3, 4, 5), lambda y: y.flatten(2).roll(1, 2), nn.BatchNorm1d(4)),
+    "shuffled": (nn.Conv2d(3, 6, 1), (3, 4, 4), lambda y: F.channel_shuffle(y, 2), nn.BatchNorm2d(6)),
+    "half of it": (nn.ConvTranspose1d(2, 6, 2, groups=2), (2, 4), lambda y: y[:, 1:4], nn.BatchNorm1d(3)),
+}
+MIXED = {
+    "one of several": (nn.Conv2d(3, 8, 1), (3, 2, 2), lambda y: F.pixel_shuffle(y, 2), nn.BatchNorm2d(2)),
+    "one to several": (nn.Conv2d(3, 2, 1), (3, 4, 4), lambda y: y.repeat(1, 2, 1, 1), nn.BatchNorm2d(4)),
+    "scrambled": (nn.Linear(3, 4), (5, 3), lambda y: y.reshape(-1, 4, 5), nn.BatchNorm1d(4)),
+    "padded": (nn.Linear(3, 4), (5, 3), lambda y: F.pad(y.mT, (0, 1), value=1.0), nn.BatchNorm1d(4)),
+    "of other dimensions": (nn.Linear(3, 4), (5, 3), lambda y: y, nn.BatchNorm1d(5)),
+}
+
+
+class Moved(nn.Module):
+    def __init__(self, layer, move, norm):
+        super().__init__()
+        self.layer, self.move, self.norm = layer, move, norm
+
+    def forward(self, x):
+        return self.norm(self.move(self.layer(x))).sigmoid()
+
+
+@pytest.mark.parametrize("name", MOVED)
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_into_the_layer_in_front_of_what_moves_elements(name, mode):
+    """Relevance is LRP-epsilon's of the merged layer: ``x J^T (R / z)``, with the statistics constant."""
+    torch.manual_seed(5)
+    layer, shape, move, norm = copy.deepcopy(MOVED[name])
+    model = trained_with_odd_scales(Moved(layer, move, norm)).train(mode == "train")
+    x = rand(3, *shape).requires_grad_()
+    constant = copy.deepcopy(norm).eval()
+    if mode == "train":
+        y = move(layer(x)).detach().movedim(1, 0).flatten(1)
+        constant.running_mean, constant.running_var = y.mean(1), y.var(1, correction=0)
+    merged = constant(move(layer(x)))
+    above = merged.sigmoid()
+    expected = x * torch.autograd.grad(merged, x, above / (merged + 0.1 * merged.sign()))[0]
+
+    composite = LayerMapComposite([(Activation, Pass()), (type(layer), Epsilon(0.1))])
+    twin = fxlrp.convert(copy.deepcopy(model), composite, trainable=True)
+    out = twin(x, lambda output: output)
+    assert relative(out.output, above) < 1e-12
+    torch.testing.assert_close(out.relevance, expected, rtol=1e-9, atol=1e-12)
+    model(x)
+    torch.testing.assert_close(twin.model.norm.running_var, model.norm.running_var)
+    assert fxlrp.canonize(model, x).report == Report((Fold("norm", "layer", "linear -> BN (A.5)"),), ())
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_gradients_through_what_moves_elements(mode):
+    torch.manual_seed(5)
+    layer, shape, move, norm = copy.deepcopy(MOVED["half of it"])
+    model = trained(Moved(layer, move, norm)).train(mode == "train")
+    composite = LayerMapComposite([(Activation, Pass()), (type(layer), Epsilon(0.1))])
+    twin = fxlrp.convert(model, composite, trainable=True)
+    x = rand(3, *shape)
+    loss = lambda: twin(x, lambda output: output).relevance.square().sum()
+    for automatic, numeric in directional_derivatives(loss, list(model.parameters())):
+        assert automatic == pytest.approx(numeric, rel=1e-4, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_not_where_channels_are_not_the_layers(name):
+    layer, shape, move, norm = copy.deepcopy(MIXED[name])
+    found = canonical(trained_with_odd_scales(Moved(layer, move, norm)), rand(3, *shape))
+    assert found.report.folded == ()
+    assert [kept.batch_norm for kept in found.report.kept] == ["norm"]
+
+
+def test_others_read_what_lies_between():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.norm = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            y = self.linear(x).mT
+            return y.relu() + self.norm(y)
+
+    found = canonical(trained_with_odd_scales(Two()), rand(3, 5, 3))
+    assert found.report == Report((Fold("norm", "linear", "linear -> BN (A.5)"),), ())
+    assert targets(found).count(aten.linear.default) == 2
+    assert [node.target for node in found.graph.nodes].count(aten.linear.default) == 1
+
+
 class Readers(nn.Module):
     """A batch norm that a convolution, a sum and a gate read; another between two sums."""
 

@@ -16,12 +16,12 @@ from ..capture import Output, capture, snapshot
 from ..graph import drop_dead_code
 from .absorb import absorb_affine_maps
 from .batch_norm import (
-    fold_batch_norms,
     give_statistics_out,
     read_batch_norms_as_affine,
     read_frozen_batch_norms_as_affine,
 )
 from .constants import fold_constants
+from .fold import fold_affine_maps
 from .padding import join_padding_to_its_convolution
 from .report import Report, report
 from .simplify import keep_winners_of_max_pooling, read_copies_as_written, read_dropout_as_product, remove_no_ops
@@ -47,7 +47,7 @@ def passes(*, threshold_relu: bool = True) -> tuple[Pass, ...]:
         give_statistics_out,
         read_batch_norms_as_affine,
         read_frozen_batch_norms_as_affine,
-        fold_batch_norms,
+        fold_affine_maps,
         partial(absorb_affine_maps, threshold_relu=threshold_relu),
         keep_winners_of_max_pooling,
     )

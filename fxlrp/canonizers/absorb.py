@@ -14,9 +14,10 @@ from torch import Tensor, fx
 
 from ..graph import SHAPE_ONLY, call, is_known, known, module_path, unwrap
 from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, padded_convolution, scaled_weight, with_bias_map
-from .batch_norm import groups_of
-from .follow import Follower, Scaled, spread, whole
+from .fold import groups_of
+from .follow import Follower, Scaled, whole
 from .report import Fold, mark
+from .sample import spread
 
 __all__ = ["absorb_affine_maps"]
 

@@ -1,10 +1,7 @@
-"""Batch norms: each is an affine map along the channels, folded into the linear layer in front of it.
+"""Batch norms are read as what each is, an affine map along the channels.
 
-Equations (A.1)-(A.5) of Pahde et al., Optimizing Explanations by Network Canonization and Hyperparameter Search,
-supplement: ``w_new = w * gamma / sqrt(var + eps)``, ``b_new = (b - mean) * gamma / sqrt(var + eps) + beta``.
-
-The new weights are expressions of the old ones in the graph, so that the relevance can be differentiated with respect
-to them. In training mode the statistics are the batch's: the layer is the one that they define (no relevance goes to
+Equations (A.1)-(A.4) of Pahde et al., Optimizing Explanations by Network Canonization and Hyperparameter Search,
+supplement. In training mode the statistics are the batch's: the map is the one that they define (no relevance goes to
 other samples through them), with the biased variance as batch norm uses it, and gradients do flow through them.
 """
 
@@ -16,15 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import call, is_known, known, module_path, parameter_expressions, unpack, unwrap
-from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, affine, scaled_weight
-from .report import Fold, mark
+from ..graph import call, known, parameter_expressions, unpack
+from ..ops.linear import affine
 from .statistics import batch_norm_with_statistics, synchronized_batch_norm_with_statistics
 
 __all__ = [
-    "fold_batch_norms",
     "give_statistics_out",
-    "groups_of",
     "read_batch_norms_as_affine",
     "read_frozen_batch_norms_as_affine",
 ]
@@ -149,72 +143,3 @@ def _with_constant(node: fx.Node, target: Any, parameters: set[fx.Node]) -> tupl
             if rank > 1 and all(n == 1 for d, n in enumerate(shape) if d != 1) and shape[1] == x.meta["val"].shape[1]:
                 return x, other
     return None, None
-
-
-def folded_bias(bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
-    """The bias of a linear layer with an affine map behind it, (A.5).
-
-    Parameters
-    ----------
-    bias : Tensor or None
-        The layer's.
-    scale, shift : Tensor
-        The map's, shape (C_out,).
-    """
-    return shift if bias is None else bias * scale + shift
-
-
-def _foldable(node: fx.Node, parameters: set[fx.Node]) -> bool:
-    """Whether `node` is a linear layer with its output channels in dimension 1, whose weights are no activations."""
-    if node.op != "call_function":
-        return False
-    target, args, _ = unwrap(node)
-    if target in LINEAR and node.meta["val"].ndim != 2:
-        return False
-    return target in (*CONVOLUTIONS, *TRANSPOSED, *LINEAR) and (is_known(node) or args[1] in parameters)
-
-
-def fold_batch_norms(graph_module: fx.GraphModule) -> None:
-    """Fold each affine map into the linear layer in front of it, (A.5).
-
-    Where the layer's value is read by others too, or the statistics are the batch's, the value is not computed twice:
-    it stays what it is, and is read as the folded layer's.
-    """
-    graph = graph_module.graph
-    parameters = parameter_expressions(graph)
-    for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        target, args, _ = unwrap(node)
-        if target is not affine or not _foldable(args[0], parameters):
-            continue
-        layer, scale, shift = args
-        target, operands, _ = unwrap(layer)
-        x, weight, bias, *options = (*operands, *(None,) * (3 - len(operands)))
-        with graph.inserting_before(node):
-            new_weight = call(
-                layer, scaled_weight, weight, scale, groups_of(layer), target in TRANSPOSED, name=f"{layer.name}_weight"
-            )
-            new_bias = call(layer, folded_bias, bias, scale, shift, name=f"{layer.name}_bias")
-        with graph.inserting_before(node.next):
-            if is_known(node) or is_known(layer) or len(layer.users) > 1:
-                value = node.args[0] if is_known(node) else node
-                new = call(layer, known, value, x, new_weight, new_bias, *options, name=layer.name)
-                new.meta["stands_for"] = target
-            else:
-                new = call(layer, target, x, new_weight, new_bias, *options, name=layer.name)
-                parameters.add(new_weight)
-        name = module_path(node) or node.name
-        mark(new, layer, [Fold(name, module_path(layer) or layer.name, "linear -> BN (A.5)")])
-        node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
-
-
-def groups_of(layer: fx.Node) -> int:
-    """The groups of a convolution, 1 of any other layer."""
-    target, args, _ = unwrap(layer)
-    position = 6
-    if target in LINEAR or len(args) <= position:
-        return 1
-    groups = args[position]
-    assert isinstance(groups, int)
-    return groups

@@ -20,9 +20,9 @@ from ..ops.activation import thresholded_relu
 from ..ops.linear import affine
 from ..ops.structure import flipped
 from ..vocabulary import Op, lookup, slots_of
-from .sample import NONE, Sample, filled, item_of, moved, run_on
+from .sample import NONE, Sample, filled, item_of, moved, run_on, spread
 
-__all__ = ["Follower", "Scaled", "spread", "whole"]
+__all__ = ["Follower", "Scaled", "whole"]
 
 aten = torch.ops.aten
 
@@ -76,11 +76,6 @@ class Scaled:
         rows = self.index.movedim(dim, -1).flatten(0, -2)
         largest = rows.amax(0)
         return largest if bool(((rows == largest) | (rows == NONE)).all()) else None
-
-
-def spread(scales: Tensor, index: Tensor, otherwise: float) -> Tensor:
-    """The scale of each element: ``scales[index]``, and `otherwise` where the index is -1."""
-    return torch.cat([scales, scales.new_full((1,), otherwise)])[index]
 
 
 def whole(shift: Tensor, shape: Sequence[int]) -> Tensor:

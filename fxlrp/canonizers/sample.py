@@ -13,7 +13,7 @@ from torch.fx.node import map_aggregate
 from ..graph import unwrap
 from ..vocabulary import Slot
 
-__all__ = ["NONE", "Sample", "filled", "item_of", "moved", "run_on"]
+__all__ = ["NONE", "Sample", "filled", "item_of", "moved", "run_on", "spread"]
 
 NONE = -1
 """The number of an element that comes from nowhere: padding."""
@@ -106,3 +106,8 @@ def moved(run: Callable[..., Tensor], numbers: Sequence[Tensor]) -> Tensor | Non
     close = lambda a, b: torch.isclose(a, b, rtol=1e-9, atol=1e-6)
     same = close(first, weight * mean) & close(second, weight * mean * mean)
     return torch.where(empty, NONE, mean.long()) if bool(same.all()) else None
+
+
+def spread(scales: Tensor, index: Tensor, otherwise: float) -> Tensor:
+    """The scale of each element: ``scales[index]``, and `otherwise` where the index is -1."""
+    return torch.cat([scales, scales.new_full((1,), otherwise)])[index]
