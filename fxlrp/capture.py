@@ -7,6 +7,7 @@ import operator
 import os
 import re
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -173,6 +174,9 @@ def capture(
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # Recurrent layers hold their parameters a second time, which torch.export replaces and puts back.
+        warnings.filterwarnings("ignore", message="The tensor attributes .*_flat_weights")
         stack.enter_context(torch.inference_mode(False))
         # Where gradients are off already, a model's own no_grad would leave no trace.
         stack.enter_context(torch.enable_grad())
@@ -204,12 +208,25 @@ def _detached(program: ExportedProgram) -> ExportedProgram:
     return program
 
 
-_FUSED = (torch.ops.aten.addcmul.default, torch.ops.aten.addcdiv.default, torch.ops.aten.baddbmm.default)
-"""Ops that are a sum and a product in one: spelled out as these."""
+_aten = torch.ops.aten
+_FUSED = (
+    _aten.addcmul.default,
+    _aten.addcdiv.default,
+    _aten.baddbmm.default,
+    _aten.lstm.input,
+    _aten.gru.input,
+    _aten.rnn_tanh.input,
+    _aten.rnn_relu.input,
+    _aten.lstm_cell.default,
+    _aten.gru_cell.default,
+    _aten.rnn_tanh_cell.default,
+    _aten.rnn_relu_cell.default,
+)
+"""Ops that are several in one, a sum and a product or the steps of a recurrent layer: spelled out as these."""
 
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
-    """In-place ops and writes through views made functional, and fused arithmetic spelled out, by torch itself."""
+    """In-place ops and writes through views made functional, and fused ops spelled out, by torch itself."""
     table = torch.export.default_decompositions()
     with torch.inference_mode(False):
         return program.run_decompositions({op: table[op] for op in _FUSED})

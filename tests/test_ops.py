@@ -224,13 +224,7 @@ CALLS += MAPPED
 
 def test_every_op_is_here():
     """Ops with several outputs are in the next tests; what is detached has no Jacobian (`test_trainable`)."""
-    others = {
-        aten.split.Tensor,
-        aten.split_with_sizes.default,
-        aten.chunk.default,
-        aten.unbind.int,
-        aten.detach.default,
-    }
+    others = {*SPLITS, aten.detach.default}
     assert {case[0] for case in CALLS} | others == set(vocabulary._OPS)
 
 
@@ -265,13 +259,19 @@ def test_transposes_and_derivatives_are_the_dense_jacobians(case):
         torch.testing.assert_close(call.jvp(tangents).flatten(), pushed, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(
-    "target", [aten.split.Tensor, aten.split_with_sizes.default, aten.chunk.default, aten.unbind.int]
-)
+SPLITS = {
+    aten.split.Tensor: (2,),
+    aten.split_with_sizes.default: ([1, 3],),
+    aten.unsafe_split.Tensor: (2,),
+    aten.chunk.default: (2,),
+    aten.unbind.int: (),
+}
+
+
+@pytest.mark.parametrize("target", SPLITS)
 def test_of_several_outputs_only_some_may_have_relevance(target):
     x = rand(4, 3)
-    args = {aten.split.Tensor: (2,), aten.split_with_sizes.default: ([1, 3],), aten.chunk.default: (2,)}.get(target, ())
-    call = call_of(target, x, *args)
+    call = call_of(target, x, *SPLITS[target])
     values = call.run()
     gradients = [None] * (len(values) - 1) + [torch.ones_like(values[-1])]
     (found,) = call.vjp(gradients)

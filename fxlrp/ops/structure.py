@@ -112,6 +112,7 @@ _structural(aten.pad.default, aten.constant_pad_nd.default, non_negative=_pads_n
 _structural(
     aten.split.Tensor,
     aten.split_with_sizes.default,
+    aten.unsafe_split.Tensor,
     aten.chunk.default,
     aten.unbind.int,
     vjp=_several_vjp,
