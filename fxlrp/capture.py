@@ -20,7 +20,8 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
-from .graph import drop_dead_code, module_path, name_of_target
+from .graph import carriers, drop_dead_code, module_path, name_of_target
+from .vocabulary import lookup
 
 __all__ = ["Capture", "Output", "capture", "process_groups", "snapshot"]
 
@@ -209,27 +210,41 @@ def _detached(program: ExportedProgram) -> ExportedProgram:
 
 
 _aten = torch.ops.aten
-_FUSED = (
-    _aten.addcmul.default,
-    _aten.addcdiv.default,
-    _aten.baddbmm.default,
-    _aten.lstm.input,
-    _aten.gru.input,
-    _aten.rnn_tanh.input,
-    _aten.rnn_relu.input,
-    _aten.lstm_cell.default,
-    _aten.gru_cell.default,
-    _aten.rnn_tanh_cell.default,
-    _aten.rnn_relu_cell.default,
-)
-"""Ops that are several in one, a sum and a product or the steps of a recurrent layer: spelled out as these."""
+_READ_BY_CANONIZERS = {
+    _aten.alias.default,
+    _aten.copy.default,
+    _aten.dropout.default,
+    _aten.instance_norm.default,
+    _aten.lift_fresh_copy.default,
+    _aten.native_dropout.default,
+    _aten._native_batch_norm_legit.no_stats,
+    _aten._native_batch_norm_legit_functional.default,
+    _aten._native_batch_norm_legit_no_training.default,
+}
 
 
 def _functional(program: ExportedProgram) -> ExportedProgram:
-    """In-place ops and writes through views made functional, and fused ops spelled out, by torch itself."""
-    table = torch.export.default_decompositions()
-    with torch.inference_mode(False):
-        return program.run_decompositions({op: table[op] for op in _FUSED})
+    """In-place ops and writes through views made functional, and unknown ops spelled out in others, by torch itself."""
+    known_to_torch = torch.export.default_decompositions()
+    spelled_out: dict[Any, Any] = {}
+    while True:
+        with torch.inference_mode(False):
+            functional = program.run_decompositions(dict(spelled_out))
+        found = {op for op in _unknown(functional.graph) if op in known_to_torch} - spelled_out.keys()
+        if not found:
+            return functional
+        spelled_out |= {op: known_to_torch[op] for op in found}
+
+
+def _unknown(graph: fx.Graph) -> set[Any]:
+    """The ops that relevance may come through and of which neither the vocabulary nor a canonizer knows anything."""
+    reached = carriers(node for node in graph.nodes if node.op == "placeholder")
+    ops = {node.target for node in reached if node.op == "call_function" and _is_floating(node.meta.get("val"))}
+    return {op for op in ops - _READ_BY_CANONIZERS if lookup(op) is None}
+
+
+def _is_floating(value: Any) -> bool:
+    return any(isinstance(x, Tensor) and x.is_floating_point() for x in pytree.tree_leaves(value))
 
 
 def _why_not(model: nn.Module, error: Exception) -> str:

@@ -121,6 +121,17 @@ CALLS = [
     (aten.max.dim, rand(*IMAGE), 1),
     (aten.linalg_vector_norm.default, rand(*IMAGE), 2, [2, 3], True),
     (aten.amax.default, rand(*IMAGE), [2, 3], True),
+    (aten.min.dim, rand(*IMAGE), 1),
+    (aten.amin.default, rand(*IMAGE), [2, 3]),
+    (aten.median.dim, rand(*IMAGE), 2),
+    (aten.sort.default, rand(2, 5)),
+    (aten.topk.default, rand(2, 5), 3),
+    (aten.gather.default, rand(2, 5), 1, torch.tensor([[4, 0, 0], [1, 2, 1]])),
+    (aten.cumsum.default, rand(2, 3, 4), 1),
+    (aten.grid_sampler.default, rand(1, 2, 4, 3), 0.5 * rand(1, 2, 5, 2).tanh(), 0, 0, False),
+    (aten._upsample_bilinear2d_aa.vec, rand(1, 2, 5, 4), [3, 3], False, None),
+    (aten._upsample_nearest_exact2d.vec, rand(1, 2, 5, 4), [3, 3], None),
+    (aten.log_softmax.int, rand(2, 3), 1),
     (aten.maximum.default, rand(2, 3), rand(1, 3)),
     (aten.im2col.default, rand(*IMAGE), [2, 2], [1, 1], [0, 0], [2, 2]),
     (aten.index_select.default, rand(*IMAGE), 1, torch.tensor([3, 0, 0])),
@@ -641,6 +652,53 @@ def test_attention_that_drops_has_no_rule():
 
     with pytest.raises(errors.UnsupportedOpError, match="scaled_dot_product_attention"):
         fxlrp.convert(Drops(), COMPOSITE)(rand(2, 1, 4, 3))
+
+
+ANOTHER_WAY = {
+    "glu": (lambda x: F.glu(x, 1), lambda x: x[:, :2] * x[:, 2:].sigmoid()),
+    "tile": (lambda x: x.tile(1, 2, 1, 1), lambda x: x.repeat(1, 2, 1, 1)),
+    "rot90": (lambda x: x.rot90(1, (2, 3)), lambda x: x.flip(3).transpose(2, 3)),
+    "lerp": (lambda x: torch.lerp(x, x.flip(1), 0.25), lambda x: x + 0.25 * (x.flip(1) - x)),
+    "addcmul": (lambda x: torch.addcmul(x, x, x.flip(1), value=2), lambda x: x + 2 * x * x.flip(1)),
+    "instance norm": (F.instance_norm, lambda x: F.group_norm(x, x.shape[1])),
+}
+
+
+@pytest.mark.parametrize("name", ANOTHER_WAY)
+def test_one_op_or_several(name):
+    """What torch can spell out in other ops gets these ops' rules."""
+    x = rand(*IMAGE)
+    found = []
+    for change in ANOTHER_WAY[name]:
+        torch.manual_seed(0)
+        found.append(relevance_of(change, x)[0])
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
+
+
+def test_an_entry_comes_before_what_torch_could_spell_out():
+    vocabulary.register(aten.glu.default, default=lambda node, slots: fxlrp.rules.Pass())
+    try:
+        preview = fxlrp.check(nn.Sequential(nn.Linear(4, 6), nn.GLU()), COMPOSITE, torch.randn(2, 4))
+    finally:
+        del vocabulary._OPS[aten.glu.default]
+    assert [(plan.op, plan.rule) for plan in preview.plans] == [("linear.default", "Epsilon"), ("glu.default", "Pass")]
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_instance_norm_with_statistics(training):
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.InstanceNorm2d(4, affine=True, track_running_stats=True), nn.ReLU())
+    trained(model).train(training)
+    x = rand(*IMAGE)
+    if training:
+        with pytest.raises(errors.UnsupportedOpError, match="instance_norm"):
+            fxlrp.convert(model, COMPOSITE)(x, 1)
+        return
+    other = copy.deepcopy(model)
+    other[1] = nn.BatchNorm2d(4).double().eval()
+    other[1].load_state_dict(model[1].state_dict())
+    found, expected = (fxlrp.convert(m, COMPOSITE)(x, 1) for m in (model, other))
+    torch.testing.assert_close(found.output, model(x))
+    torch.testing.assert_close(found.relevance, expected.relevance)
 
 
 def test_what_is_left_out_is_left_out_and_no_more():

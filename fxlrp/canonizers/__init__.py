@@ -24,7 +24,13 @@ from .constants import fold_constants
 from .fold import fold_affine_maps
 from .padding import join_padding_to_its_convolution
 from .report import Report, report
-from .simplify import keep_winners_of_max_pooling, read_copies_as_written, read_dropout_as_product, remove_no_ops
+from .simplify import (
+    keep_winners_of_max_pooling,
+    read_copies_as_written,
+    read_dropout_as_product,
+    read_instance_norms,
+    remove_no_ops,
+)
 
 __all__ = ["CanonicalModule", "canonize", "canonize_graph", "fold_constants", "passes"]
 
@@ -43,6 +49,7 @@ def passes(*, threshold_relu: bool = True) -> tuple[Pass, ...]:
         remove_no_ops,
         read_copies_as_written,
         read_dropout_as_product,
+        read_instance_norms,
         join_padding_to_its_convolution,
         give_statistics_out,
         read_batch_norms_as_affine,

@@ -1,4 +1,4 @@
-"""Ops that do nothing are removed; writes into slices, dropout and pooling are read as functions of values."""
+"""Ops that do nothing are removed; writes into slices, dropout, pooling and instance norms are read as other ops."""
 
 from __future__ import annotations
 
@@ -12,7 +12,13 @@ from ..graph import call, known, unpack
 from ..ops.pooling import max_pooled
 from ..ops.structure import dropped, written
 
-__all__ = ["keep_winners_of_max_pooling", "read_copies_as_written", "read_dropout_as_product", "remove_no_ops"]
+__all__ = [
+    "keep_winners_of_max_pooling",
+    "read_copies_as_written",
+    "read_dropout_as_product",
+    "read_instance_norms",
+    "remove_no_ops",
+]
 
 aten = torch.ops.aten
 _WHOLE = 2**63 - 1
@@ -62,6 +68,29 @@ def read_dropout_as_product(graph_module: fx.GraphModule) -> None:
             product = call(node, known, value, x, mask, p, name=value.name)
         product.meta["stands_for"] = dropped
         value.replace_all_uses_with(product, delete_user_cb=lambda user, new=product: user is not new)
+
+
+def read_instance_norms(graph_module: fx.GraphModule) -> None:
+    """Replace instance norms: by a group norm with a group for each channel, by a batch norm if they have statistics.
+
+    One that is still gathering statistics stays as it is, without a rule.
+    """
+    graph = graph_module.graph
+    for node in list(graph.nodes):
+        if node.target is not aten.instance_norm.default:
+            continue
+        x, weight, bias, mean, var, by_input, momentum, eps, _ = node.args
+        if by_input and mean is not None:
+            continue
+        with graph.inserting_before(node):
+            if by_input:
+                channels = int(x.meta["val"].shape[1])
+                new = call(node, aten.group_norm.default, x, channels, weight, bias, eps, name=node.name)
+            else:
+                operands = (x, weight, bias, mean, var, momentum, eps)
+                both = call(node, aten._native_batch_norm_legit_no_training.default, *operands)
+                new = call(node, operator.getitem, both, 0, name=node.name)
+        node.replace_all_uses_with(new)
 
 
 _WITH_WINNERS: dict[Any, Any] = {

@@ -84,6 +84,7 @@ register(
 )
 
 # Clamps, Mish and functions of analysis have no word in zennit 0.5: relevance passes, as through activations with one.
+# That of a logarithm of softmax, too: what it subtracts is the same for all classes, and held constant.
 register(aten.clamp.default, aten.clamp_min.default, default=passed, non_negative=lambda node, _: _clips_at_zero(node))
 register(aten.mish.default, stand_in=lambda node: nn.Mish(), default=passed)
 register(
@@ -100,6 +101,7 @@ register(
     aten.erf.default,
     aten.log.default,
     aten.log1p.default,
+    aten.log_softmax.int,
     aten.pow.Tensor_Scalar,
     aten.reciprocal.default,
     aten.sin.default,

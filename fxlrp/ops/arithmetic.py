@@ -164,7 +164,11 @@ register(
     aten.upsample_bilinear2d.vec,
     aten.upsample_trilinear3d.vec,
     aten.upsample_bicubic2d.vec,
+    aten._upsample_bilinear2d_aa.vec,
+    aten._upsample_nearest_exact2d.vec,
+    aten.grid_sampler.default,
     aten.col2im.default,
+    aten.cumsum.default,
     default=proportional,
     linear=True,
 )

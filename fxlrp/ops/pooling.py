@@ -119,6 +119,15 @@ _pool(
 )
 _pool(aten.adaptive_avg_pool3d.default, stand_in=_output_size(nn.AdaptiveAvgPool3d), linear=True)
 
-# Over a dimension, or of two tensors, the winner takes all.
-_pool(aten.max.dim, aten.amax.default, stand_in=lambda node: None)
+# Over a dimension, or of two tensors, the winner takes all; of several in order, each takes its own.
+_pool(
+    aten.max.dim,
+    aten.amax.default,
+    aten.min.dim,
+    aten.amin.default,
+    aten.median.dim,
+    aten.sort.default,
+    aten.topk.default,
+    stand_in=lambda node: None,
+)
 register(aten.maximum.default, aten.minimum.default, inputs=(0, 1), default=gradient)

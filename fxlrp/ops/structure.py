@@ -94,6 +94,7 @@ _structural(
     aten.pixel_unshuffle.default,
     aten.channel_shuffle.default,
     aten.diagonal.default,
+    aten.gather.default,
     aten.index_select.default,
     aten.index.Tensor,
     aten.im2col.default,
