@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,6 +107,7 @@ def register(*targets: Target, **fields: Any) -> Op:
 
         vocabulary.register(torch.ops.mylib.clean.default, default=lambda node, slots: rules.Pass())
     """
+    _fill()
     op = Op(**fields)
     for target in targets:
         _OPS[target] = op
@@ -114,7 +116,13 @@ def register(*targets: Target, **fields: Any) -> Op:
 
 def lookup(target: Target) -> Op | None:
     """The vocabulary's entry for a call's target, None if it has none."""
+    _fill()
     return _OPS.get(target)
+
+
+def _fill() -> None:
+    """Have fxlrp's own entries in: whoever looks finds them, and an entry of the user's comes after them."""
+    import_module(".ops", __package__)
 
 
 def slots_of(node: fx.Node, op: Op, active: Callable[[fx.Node], bool]) -> dict[Slot, fx.Node]:

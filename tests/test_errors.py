@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -165,6 +167,18 @@ def test_an_unknown_op_can_be_registered():
         assert fxlrp.convert(model, "epsilon_plus")(X).relevance.isfinite().all()
     finally:
         del fxlrp.vocabulary._OPS[target]
+
+
+def test_an_entry_of_ones_own_stays_whatever_is_imported_later():
+    code = """
+import torch
+from fxlrp import rules, vocabulary
+mine = vocabulary.register(torch.ops.aten.relu.default, default=lambda node, slots: rules.Pass())
+import fxlrp.canonizers, fxlrp.twin
+assert vocabulary.lookup(torch.ops.aten.relu.default) is mine
+assert vocabulary.lookup(torch.ops.aten.conv2d.default) is not None
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_input_that_is_only_a_weight():
