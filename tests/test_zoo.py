@@ -155,7 +155,7 @@ def test_the_tiny_models_of_timm(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["ConvNext", "Levit", "SwiftFormer", "ViT"])
+@pytest.mark.parametrize("kind", ["ConvNext", "Levit", "Siglip2", "SwiftFormer", "ViT"])
 def test_some_of_transformers(kind):
     test_one_of_each_kind(f"transformers:{kind}ForImageClassification")
 

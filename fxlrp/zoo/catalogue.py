@@ -235,7 +235,10 @@ class _Transformers(_Library):
             raise ModelError(f"{name} takes token ids, not images: no relevance can go to these")
         options = next((options for start, options in _OPTIONS.items() if name.startswith(start)), {})
         make = lambda size: kind(_shrunk(kind.config_class(num_labels=CLASSES, **options), size))
-        return _with_images(make, _pixels)
+        try:
+            return _with_images(make, _pixels)
+        except ModelError:
+            return _with_images(make, _processed)
 
 
 _DEPTHS = ("depths", "num_hidden_layers", "num_blocks", "num_self_attends_per_block")
@@ -266,6 +269,15 @@ def _pixels(model: nn.Module, size: int) -> tuple[Tensor, ...]:
     config: Any = model.config
     config = getattr(config, "vision_config", config)
     return (torch.randn(2, getattr(config, "num_channels", 3), size, size),)
+
+
+def _processed(model: nn.Module, size: int) -> tuple[Tensor, ...]:
+    """What the model's own image processor makes of images: patches, a mask, the grid that they are of."""
+    from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+
+    processor = IMAGE_PROCESSOR_MAPPING[type(model.config)]["torchvision"]()
+    made = processor(torch.rand(2, 3, size, size), return_tensors="pt", do_rescale=False)
+    return tuple(made[name] for name in inspect.signature(model.forward).parameters if name in made)
 
 
 LIBRARIES: dict[str, _Library] = {"torchvision": _Torchvision(), "timm": _Timm(), "transformers": _Transformers()}
