@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -308,6 +310,8 @@ def models(
     from .zoo.sweep import table
 
     resolve(composite)
+    # Functions of one's own are found where one stands, as by python -m.
+    sys.path.insert(0, os.getcwd())
     console = _console()
     if restart:
         output.unlink(missing_ok=True)

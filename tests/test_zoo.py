@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import textwrap
 
 import pytest
@@ -183,7 +184,8 @@ OWN = """
 
 def test_a_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     (tmp_path / "own_models.py").write_text(textwrap.dedent(OWN))
-    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
     file = tmp_path / "found.json"
     run = lambda *args: CliRunner().invoke(main, ["models", *args, "-o", str(file), "--jobs", "2"])
     first = run("own_models:small", "own_models:table", "own_models:dies")
