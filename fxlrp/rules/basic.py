@@ -77,6 +77,11 @@ class _Branch:
         """Whether the branch's output is the forward pass's."""
         return self.keeps_input and self.keeps_params and self.keeps_output
 
+    def needed(self, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Of an op's parameters those that the branch reads: of a layer whose input is zero, the value is the bias."""
+        unread = "weight" if self.zero_input and not self.reads_gradient else None
+        return {name: value for name, value in params.items() if name != unread}
+
 
 class BasicRule(Rule):
     """A zennit `BasicHook`: modified inputs and parameters, a gradient mapper, a reducer.
@@ -174,7 +179,7 @@ class BasicRule(Rule):
         """Take the op's parameters as constants: modify them once, here."""
         with torch.no_grad():
             self._bound = [
-                dict(params) if branch.keeps_params else self._modified(branch.param_modifier, params)
+                dict(params) if branch.keeps_params else self._modified(branch.param_modifier, branch.needed(params))
                 for branch in self.branches
             ]
 
@@ -184,11 +189,8 @@ class BasicRule(Rule):
     def _with_modified_params(self, call: Call, branch: _Branch, index: int) -> Call:
         if self._bound is not None:
             return call.with_params(self._bound[index])
-        params = call.params
-        if branch.zero_input and not branch.reads_gradient:
-            # Of a layer whose input is zero, the value is the bias.
-            params.pop("weight", None)
-        elif call.channel_scale is not None:
+        params = branch.needed(call.params)
+        if call.channel_scale is not None and "weight" in params:
             # What is left out of the weight is its scale's size, which the modifier commutes with.
             assert call.op.scaled is not None
             sign = call.channel_scale.detach().sign()
