@@ -85,7 +85,7 @@ def test_every_pass_keeps_f(count):
     changed = Counter()
 
     @examples(count)
-    @given(networks(batch_statistics=True), st.booleans())
+    @given(networks(live_statistics=True), st.booleans())
     def check(model, training):
         x = torch.randn(4, *model.input_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         every_pass_keeps_f(model.train(training), x, changed)
@@ -176,7 +176,7 @@ def test_training_mode(count):
     """Batch statistics and their updates are the model's; the ledger closes; snapshot and shared model agree."""
 
     @examples(count)
-    @given(networks(batch_statistics=True), composites(conserving=True))
+    @given(networks(live_statistics=True), composites(conserving=True))
     def check(model, composite):
         for module in model.modules():
             if isinstance(module, nn.Dropout):

@@ -47,7 +47,7 @@ X = torch.randn(2, 3, 7, 7, generator=torch.Generator().manual_seed(1), dtype=to
 def test_networks_hold_every_kind_of_block():
     kinds = Counter()
 
-    @DRAW
+    @settings(DRAW, max_examples=300)
     @given(networks())
     def draw(model):
         assert not model.training

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -234,7 +236,7 @@ class _Draft:
     draw: st.DrawFn
     biases: bool
     piecewise_linear: bool
-    batch_statistics: bool
+    live_statistics: bool
     shared: Shared = field(default_factory=Shared)
     depth: int = 0
 
@@ -283,11 +285,15 @@ class _Draft:
         return _joined(self.layers(self.pick(*UNITS), shape, shape[0]))
 
     def norm(self, shape: Shape) -> nn.Module:
-        kind = _of("BatchNorm", max(len(shape) - 1, 1))
-        options = [{}, {"eps": 0.1}, {"affine": False}, None]
-        options += [{"track_running_stats": False}] if self.batch_statistics else []
-        settings = self.pick(*options)
-        return FrozenBatchNorm(shape[0]) if settings is None else kind(shape[0], **settings)
+        batch_norm = partial(_of("BatchNorm", max(len(shape) - 1, 1)), shape[0])
+        kinds = [batch_norm, partial(batch_norm, eps=0.1), partial(batch_norm, affine=False)]
+        kinds.append(partial(FrozenBatchNorm, shape[0]))
+        if self.live_statistics:
+            kinds.append(partial(batch_norm, track_running_stats=False))
+            if math.prod(shape[1:]) > 1:
+                # With a shift: without one, a mean behind it is zero.
+                kinds.append(partial(_of("InstanceNorm", len(shape) - 1), shape[0], affine=True))
+        return self.pick(*kinds)()
 
     def activation(self, shape: Shape, in_place: bool = False) -> nn.Module:
         relus = (*RELUS, lambda: self.shared, *(RELUS_IN_PLACE if in_place else ()))
@@ -333,7 +339,7 @@ class _Draft:
 
     def changing(self) -> list[Block]:
         return [
-            *(self.free, self.free, self.pool, self.padded, self.pads_itself),
+            *(self.free, self.free, self.pool, self.pool, self.padded, self.pads_itself),
             *(self.transposed, self.concat, self.concat, self.cut),
         ]
 
@@ -412,8 +418,9 @@ class _Draft:
             "padding": self.pick(0, 1) if kernel > 1 else 0,
             "ceil_mode": self.pick(False, True),
         }
+        largest = lambda: _of("MaxPool", dims)(**window)
         options = (
-            lambda: _of("MaxPool", dims)(**window),
+            *(largest, largest),
             lambda: _of("AvgPool", dims)(**window, count_include_pad=self.pick(True, False)),
             lambda: _of(self.pick("AdaptiveAvgPool", "AdaptiveMaxPool"), dims)(self.pick(2, 1, 3)),
         )
@@ -456,7 +463,7 @@ def networks(
     blocks: int = 4,
     biases: bool = True,
     piecewise_linear: bool = False,
-    batch_statistics: bool = False,
+    live_statistics: bool = False,
 ) -> nn.Module:
     """Draw a small image classifier, in float64 and evaluation mode, as training would leave it.
 
@@ -477,19 +484,20 @@ def networks(
         relevance, but for what stabilizers take.
     piecewise_linear : bool
         No activation but ReLU and leaky ReLU. (Gates still have their sigmoid.)
-    batch_statistics : bool
-        Also batch norms that use the batch's statistics in evaluation mode: samples depend on each other then, and a
-        batch needs two or more. Only with ``biases``, since a mean that is subtracted is a shift.
+    live_statistics : bool
+        Also norms that use statistics of the values at hand in evaluation mode: instance norms, and batch norms for
+        which samples depend on each other and a batch needs two or more. Only with ``biases``, since a mean that is
+        subtracted is a shift.
 
     Returns
     -------
     SearchStrategy of nn.Module
         Each maps (B, *input_shape) to (B, classes), float64; ``input_shape`` is an attribute of it.
     """
-    if batch_statistics and not biases:
-        raise ValueError("networks without biases have no batch statistics: subtracting a mean is a shift")
+    if live_statistics and not biases:
+        raise ValueError("networks without biases have no live statistics: subtracting a mean is a shift")
     seed = draw(SEEDS)
-    draft = _Draft(draw, biases=biases, piecewise_linear=piecewise_linear, batch_statistics=batch_statistics)
+    draft = _Draft(draw, biases=biases, piecewise_linear=piecewise_linear, live_statistics=live_statistics)
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)
         count = draft.pick(*dims)

@@ -120,6 +120,8 @@ def _run(found: dict[str, Any], make: Callable[[], Sample], composite: Composite
     with torch.no_grad():
         expected: Any = _explained(model(*inputs))
     twin = convert(model, composite)
+    # The twin has a copy; of the largest models, there is no room for another.
+    del model
     x = inputs[0] if len(inputs) == 1 else inputs
     program = twin.capture(x)
     found["batch_norms"] = len(report(program.canonical.graph).kept)
