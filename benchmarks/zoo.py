@@ -70,7 +70,7 @@ def main() -> None:
     args = parser.parse_args()
     sweep = Sweep(args.kept)
     if args.retry:
-        sweep.forget(lambda trial: not trial.passed)
+        sweep.forget(lambda trial: not trial.passed and trial.name.partition(":")[0] in args.libraries)
     for library in args.libraries:
         names = sweep.names(library, progress=track)
         todo = [name for name in names if name not in sweep.trials]
