@@ -20,7 +20,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
-from .graph import carriers, drop_dead_code, module_path, name_of_target
+from .graph import carriers, drop_dead_code, module_path, name_of_target, unwrap
 from .vocabulary import lookup
 
 __all__ = ["Capture", "Output", "capture", "process_groups", "snapshot"]
@@ -239,7 +239,7 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
 def _unknown(graph: fx.Graph) -> set[Any]:
     """The ops that relevance may come through and of which neither the vocabulary nor a canonizer knows anything."""
     reached = carriers(node for node in graph.nodes if node.op == "placeholder")
-    ops = {node.target for node in reached if node.op == "call_function" and _is_floating(node.meta.get("val"))}
+    ops = {unwrap(node)[0] for node in reached if node.op == "call_function" and _is_floating(node.meta.get("val"))}
     return {op for op in ops - _READ_BY_CANONIZERS if lookup(op) is None}
 
 

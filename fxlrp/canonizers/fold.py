@@ -58,7 +58,8 @@ def fold_affine_maps(graph_module: fx.GraphModule) -> None:
         layer, between, order = front
         _, scale, shift = unwrap(node)[1]
         target, operands, _ = unwrap(layer)
-        x, weight, bias, *options = (*operands, *(None,) * (3 - len(operands)))
+        x, weight, *options = operands
+        bias, *options = options or (None,)
         with graph.inserting_before(node):
             if order is not None:
                 index = constant(graph_module, node, order, f"{node.name}_order")
@@ -136,7 +137,7 @@ def _front(node: fx.Node, parameters: set[fx.Node], sample: Sample) -> _Front | 
 
 def _only_moved(node: fx.Node) -> fx.Node | None:
     """What `node` moves the elements of, if this is all that it does."""
-    op = lookup(node.target) if node.op == "call_function" and not is_known(node) else None
+    op = lookup(unwrap(node)[0]) if node.op == "call_function" and not is_known(node) else None
     if op is None or not op.structural:
         return None
     operands = list(slots_of(node, op, lambda operand: True).values())
@@ -145,7 +146,7 @@ def _only_moved(node: fx.Node) -> fx.Node | None:
 
 def _numbers_behind(node: fx.Node, numbers: Tensor, sample: Sample) -> Tensor | None:
     """Where the elements of one sample are behind an op that moves them; None if it does more."""
-    op = lookup(node.target)
+    op = lookup(unwrap(node)[0])
     assert op is not None
     slots = slots_of(node, op, lambda operand: True)
     settings = sample.settings(node, slots)

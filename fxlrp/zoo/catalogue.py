@@ -275,7 +275,8 @@ def _processed(model: nn.Module, size: int) -> tuple[Tensor, ...]:
     """What the model's own image processor makes of images: patches, a mask, the grid that they are of."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-    processor = IMAGE_PROCESSOR_MAPPING[type(model.config)]["torchvision"]()
+    kinds: Any = IMAGE_PROCESSOR_MAPPING
+    processor = kinds[type(model.config)]["torchvision"]()
     made = processor(torch.rand(2, 3, size, size), return_tensors="pt", do_rescale=False)
     return tuple(made[name] for name in inspect.signature(model.forward).parameters if name in made)
 
