@@ -219,5 +219,8 @@ class Call:
             value = self.with_inputs(inputs)._value()
             return tuple(value) if isinstance(value, list) else value
 
+        if self.op.linear and not self.op.structural:
+            # Not every torch has a forward derivative of each.
+            return run(*tangents) - run(*(torch.zeros_like(x) for x in self.inputs))
         # An expanded value is written to, as a dual number.
         return torch.func.jvp(run, tuple(x.contiguous() for x in self.inputs), tuple(tangents))[1]

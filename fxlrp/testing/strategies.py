@@ -291,8 +291,8 @@ class _Draft:
         if self.live_statistics:
             kinds.append(partial(batch_norm, track_running_stats=False))
             if math.prod(shape[1:]) > 1:
-                # With a shift: without one, a mean behind it is zero.
-                kinds.append(partial(_of("InstanceNorm", len(shape) - 1), shape[0], affine=True))
+                # With a shift: without one, a mean behind it is zero. What is constant in space is not to be rounding.
+                kinds.append(partial(_of("InstanceNorm", len(shape) - 1), shape[0], affine=True, eps=0.1))
         return self.pick(*kinds)()
 
     def activation(self, shape: Shape, in_place: bool = False) -> nn.Module:
