@@ -105,7 +105,7 @@ def assign(
             continue
         op, operands, rule = _entry(node, active, unmatched)
         if rule is None and node in given:
-            rule = _rule_of(*given[node], node, operands)
+            rule = _rule_of(*given[node], node, op, operands)
         elif rule is None:
             rule = Gradient() if gradient else _default(node, op, operands, unmatched)
         if last is not None and node in final:
@@ -282,14 +282,14 @@ def _is_leaf(module: nn.Module) -> bool:
     return next(module.children(), None) is None
 
 
-def _rule_of(hook: Any, module: nn.Module, node: fx.Node, slots: Mapping[Slot, fx.Node]) -> Rule:
+def _rule_of(hook: Any, module: nn.Module, node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node]) -> Rule:
     if isinstance(hook, zennit.rules.Pass) and type(hook).backward is zennit.rules.Pass.backward:
         if len(slots) != 1 or any(operand.meta["val"].shape != node.meta["val"].shape for operand in slots.values()):
             raise RuleError(
                 f"Pass cannot be the rule of {where(node)}: it needs one input, of the output's shape. Use Norm, which "
                 "shares relevance in proportion."
             )
-        return Pass()
+        return Transpose() if op.clips else Pass()
     if is_basic(hook):
         copied: Any = hook.copy()
         return BasicRule(copied)

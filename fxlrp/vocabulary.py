@@ -56,6 +56,9 @@ class Op:
         ``(node, inputs_are_non_negative) -> bool``: whether the value is known to be non-negative.
     structural : bool
         Whether the op only moves values about. Relevance moves back with them, whatever the composite says.
+    clips : bool
+        Whether each of the values is the input's or a constant in its place. Relevance that is to pass unchanged then
+        goes back to where the input's stood; the constant's share is the model's, as that of a bias.
     linear : bool
         Whether the op is linear in its inputs, up to a constant: a factor that they share may be moved to behind it.
     """
@@ -71,6 +74,7 @@ class Op:
     scaled: Callable[[Call, Tensor], Tensor] | None = None
     non_negative: Callable[[fx.Node, bool], bool] = lambda node, inputs: False
     structural: bool = False
+    clips: bool = False
     linear: bool = False
 
 

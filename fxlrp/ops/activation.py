@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..graph import unwrap
-from ..rules.defaults import gradient, passed
+from ..rules.defaults import gradient, passed, transpose
 from ..vocabulary import Call, register
 
 __all__ = ["thresholded_relu"]
@@ -50,13 +50,25 @@ def thresholded_relu(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
     return x.clamp(low, high)
 
 
+def _thresholded_relu_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    # At the threshold itself a ReLU is shut, as at zero; a clamp is not.
+    x, low, high = call.args
+    return (gradient * ((x > low) & (x < high)),)
+
+
 def _clips_at_zero(node: fx.Node) -> bool:
     args = unwrap(node)[1]
     return len(args) > 1 and isinstance(args[1], int | float) and args[1] >= 0
 
 
 _activation(aten.relu.default, stand_in=nn.ReLU, non_negative=True, vjp=_relu_vjp)
-_activation(thresholded_relu, stand_in=nn.ReLU)
+register(
+    thresholded_relu,
+    stand_in=lambda node: nn.ReLU(),
+    default=transpose,
+    clips=True,
+    vjp=_thresholded_relu_vjp,
+)
 _activation(aten.relu6.default, stand_in=nn.ReLU6, non_negative=True)
 _activation(aten.hardtanh.default, stand_in=nn.Hardtanh, non_negative=_clips_at_zero)
 _activation(aten.sigmoid.default, stand_in=nn.Sigmoid, non_negative=True)
