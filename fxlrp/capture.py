@@ -6,12 +6,14 @@ import copy
 import operator
 import os
 import re
+import sys
 import traceback
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx, nn
@@ -173,8 +175,22 @@ def capture(
     return Capture(fx.GraphModule(module, graph, "Capture"), modules, guard, functional.range_constraints)
 
 
+@contextmanager
+def _normalization_that_can_be_followed() -> Iterator[None]:
+    """torchvision's first `normalize` looks whether a deviation is zero, in a tensor; its second does so in a number."""
+    functional = sys.modules.get("torchvision.transforms._functional_tensor")
+    if functional is None:
+        yield
+        return
+    from torchvision.transforms.v2.functional import normalize_image
+
+    with patch.object(functional, "normalize", normalize_image):
+        yield
+
+
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     with ExitStack() as stack:
+        stack.enter_context(_normalization_that_can_be_followed())
         stack.enter_context(warnings.catch_warnings())
         # Recurrent layers hold their parameters a second time, which torch.export replaces and puts back.
         warnings.filterwarnings("ignore", message="The tensor attributes .*_flat_weights")

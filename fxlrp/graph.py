@@ -158,11 +158,12 @@ def unpack(node: fx.Node, *names: str) -> list[fx.Node]:
 
 
 def parameter_expressions(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that depend on no input."""
+    """The nodes that depend on no input, and not on chance."""
     found: set[fx.Node] = set()
     for node in graph.nodes:
+        drawn = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
         if node.op == "get_attr" or (
-            node.op == "call_function" and node.all_input_nodes and all(n in found for n in node.all_input_nodes)
+            node.op == "call_function" and not drawn and all(n in found for n in node.all_input_nodes)
         ):
             found.add(node)
     return found

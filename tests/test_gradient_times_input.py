@@ -10,9 +10,9 @@ import torch
 import torchvision
 from torch import Tensor, nn
 from zennit.composites import LayerMapComposite
+from zennit.layer import Sum
 from zennit.rules import Epsilon, Norm, Pass
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
-from zennit.layer import Sum
 
 import fxlrp
 from fxlrp.testing.assertions import relative
@@ -82,7 +82,150 @@ def test_batch_norms_in_front_of_relus(seed):
     assert_is_gradient_times_input(model, image(2, 3, 12, 12) - 0.3)
 
 
-def test_densenet_121():
-    torch.manual_seed(0)
-    model, x = torchvision.models.densenet121(num_classes=5), image(2, 3, 32, 32)
+def test_a_densenet():
+    model, x = torchvision.models.DenseNet(8, (2, 2), 16, num_classes=5), image(2, 3, 32, 32)
     assert_is_gradient_times_input(settled(trained(model).eval(), x), x, tolerance=1e-5)
+
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def per_channel(values) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64).view(1, -1, 1, 1)
+
+
+class Preprocessed(nn.Module):
+    """A network that normalizes its own input, by a function."""
+
+    def __init__(self, normalize, inner: nn.Module) -> None:
+        super().__init__()
+        self.normalize, self.inner = normalize, inner
+        self.register_buffer("mean", per_channel(MEAN))
+        self.register_buffer("std", per_channel(STD))
+        self.embedding = nn.Parameter(torch.rand(1, 3, 12, 12).double())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.normalize(self, x))
+
+
+def in_place(m: Preprocessed, x: Tensor) -> Tensor:
+    return x.clone().sub_(m.mean).div_(m.std)
+
+
+def channel_by_channel(m: Preprocessed, x: Tensor) -> Tensor:
+    x = x.clone()
+    for i in range(3):
+        x[:, i].sub_(MEAN[i]).div_(STD[i])
+    return x
+
+
+def channels_joined(m: Preprocessed, x: Tensor) -> Tensor:
+    """Inception's transform_input."""
+    return torch.cat([x[:, i].unsqueeze(1) * (0.5 / STD[i]) + (0.5 - MEAN[i]) / STD[i] for i in range(3)], 1)
+
+
+SPELLINGS = {
+    "operators": lambda m, x: (x - m.mean) / m.std,
+    "numbers": lambda m, x: 2 * x - 1,
+    "negated": lambda m, x: -(m.mean - x) * m.std.reciprocal(),
+    "alpha": lambda m, x: torch.sub(x, m.mean, alpha=2.0).mul(0.5),
+    "reversed with alpha": lambda m, x: torch.rsub(x, m.mean, alpha=3.0),
+    "expanded": lambda m, x: (x - m.mean.expand_as(x)) / m.std.expand(x.shape[0], -1, x.shape[2], x.shape[3]),
+    "numbers made in the forward pass": lambda m, x: (x - torch.full((3, 1, 1), 0.5, dtype=x.dtype)) / 0.5,
+    "in place": in_place,
+    "channel by channel": channel_by_channel,
+    "channels joined": channels_joined,
+    "moved in between": lambda m, x: ((x.flip(3) - m.mean).flip(3) / m.std).roll(1, 2),
+    "functional normalize": lambda m, x: torchvision.transforms.functional.normalize(x, MEAN, STD),
+    "transforms": lambda m, x: torchvision.transforms.Normalize(MEAN, STD)(x),
+    "transforms v2": lambda m, x: torchvision.transforms.v2.Normalize(MEAN, STD)(x),
+    "an embedding of pixels": lambda m, x: x + m.embedding,
+    "a mean image": lambda m, x: (x - m.embedding) * 2,
+    "an affine map of each pixel": lambda m, x: x * m.embedding + m.embedding.flip(3),
+    "twice": lambda m, x: ((x - m.mean) / m.std + m.embedding) * 3 - 1,
+}
+
+
+def small_network(padding: int) -> nn.Module:
+    pool = nn.AdaptiveAvgPool2d(3)
+    return network(nn.Conv2d(3, 4, 3, padding=padding), nn.ReLU(), pool, nn.Flatten(), nn.Linear(36, 3))
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_constant_map_in_front_of_a_layer(spelling, padding):
+    model = Preprocessed(SPELLINGS[spelling], small_network(padding)).eval()
+    assert_is_gradient_times_input(model, image(2, 3, 12, 12))
+
+
+@pytest.mark.parametrize(
+    "composite", ["epsilon_plus", "epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box"]
+)
+def test_a_constant_map_is_a_frozen_batch_norm(composite):
+    """Under every rule, a network that normalizes its input in operators is one that begins with a batch norm."""
+    inner, x = small_network(1), image(2, 3, 12, 12)
+    norm = nn.BatchNorm2d(3, eps=0.0, affine=False).double().eval()
+    norm.running_mean.copy_(torch.tensor(MEAN))
+    norm.running_var.copy_(torch.tensor(STD).double() ** 2)
+    expected = fxlrp.explain(nn.Sequential(norm, inner).eval(), x, 1, composite)
+    for name in ("operators", "in place", "channel by channel", "transforms"):
+        found = fxlrp.explain(Preprocessed(SPELLINGS[name], inner).eval(), x, 1, composite)
+        torch.testing.assert_close(found.output, expected.output, rtol=1e-7, atol=1e-7)
+        assert relative(found.relevance, expected.relevance) <= 1e-6, name
+
+
+class Within(nn.Module):
+    """Constants between layers."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, bias=False), nn.Conv2d(4, 4, 3, padding=1)
+        self.head, self.kind = nn.Linear(4, 3), kind
+        self.of_channels, self.of_pixels = nn.Parameter(torch.rand(4, 1, 1)), nn.Parameter(torch.rand(1, 4, 10, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = {
+            "bias": lambda: h + self.of_channels,
+            "bias, subtracted from": lambda: self.of_channels - h,
+            "in front of a layer": lambda: h.relu() + self.of_channels,
+            "map in front of a layer": lambda: h.relu() - self.of_pixels,
+            "between nonlinearities": lambda: (h.relu() + self.of_pixels).relu() * self.of_channels,
+            "in front of a pool": lambda: torch.nn.functional.avg_pool2d(h.relu() - self.of_channels, 3, 1, 1),
+        }[self.kind]()
+        return self.head(self.second(h).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["bias", "bias, subtracted from", "in front of a layer", "map in front of a layer", "between nonlinearities",
+     "in front of a pool"],
+)  # fmt: skip
+def test_a_constant_within(kind):
+    torch.manual_seed(0)
+    assert_is_gradient_times_input(trained(Within(kind)).eval(), image(2, 3, 12, 12) - 0.5)
+
+
+@pytest.mark.parametrize("composite", ["epsilon_plus", "epsilon_alpha2_beta1", "epsilon_gamma_box"])
+def test_a_constant_behind_a_layer_is_its_bias(composite):
+    torch.manual_seed(0)
+    model, x = trained(Within("bias")).eval(), image(2, 3, 12, 12) - 0.5
+    with torch.no_grad():
+        layers = [nn.Conv2d(3, 4, 3).double(), model.second, nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
+        layers[0].weight.copy_(model.first.weight)
+        layers[0].bias.copy_(model.of_channels.flatten())
+    expected = fxlrp.explain(nn.Sequential(*layers, nn.Flatten(), model.head).eval(), x, 1, composite)
+    found = fxlrp.explain(model, x, 1, composite)
+    assert relative(found.relevance, expected.relevance) <= 1e-9
+
+
+def test_the_constants_of_a_trainable_twin_stay_live():
+    model, x = Preprocessed(SPELLINGS["an affine map of each pixel"], small_network(1)).eval(), image(2, 3, 12, 12)
+    twin = fxlrp.convert(model, lrp_0(), trainable=True)
+    assert relative(twin(x, 1).relevance.detach(), gradient_times_input(model, x, 1)) <= 1e-7
+    with torch.no_grad():
+        model.embedding.mul_(2)
+    assert relative(twin(x, 1).relevance.detach(), gradient_times_input(model, x, 1)) <= 1e-7
+    twin(x, 1).relevance.square().sum().backward()
+    assert model.embedding.grad is not None
+    assert bool(model.embedding.grad.any())

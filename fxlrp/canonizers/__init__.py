@@ -15,11 +15,8 @@ from torch.export import ExportedProgram
 from ..capture import Output, capture, snapshot
 from ..graph import drop_dead_code
 from .absorb import absorb_affine_maps
-from .batch_norm import (
-    give_statistics_out,
-    read_batch_norms_as_affine,
-    read_frozen_batch_norms_as_affine,
-)
+from .batch_norm import give_statistics_out, read_batch_norms_as_affine
+from .constant_maps import read_constants_as_affine_maps, spell_out_what_is_kept
 from .constants import fold_constants
 from .fold import fold_affine_maps
 from .padding import join_padding_to_its_convolution
@@ -53,9 +50,10 @@ def passes(*, threshold_relu: bool = True) -> tuple[Pass, ...]:
         join_padding_to_its_convolution,
         give_statistics_out,
         read_batch_norms_as_affine,
-        read_frozen_batch_norms_as_affine,
+        read_constants_as_affine_maps,
         fold_affine_maps,
         partial(absorb_affine_maps, threshold_relu=threshold_relu),
+        spell_out_what_is_kept,
         keep_winners_of_max_pooling,
     )
 

@@ -68,11 +68,14 @@ def _absorb(follower: Follower, node: fx.Node) -> bool:
     if part is None or shape is None or not (is_known(node) or weight in follower.parameters):
         return False
     fully = target in LINEAR
-    channels = part.channels(-1 if fully else 1)
-    if channels is None or (not fully and len(shape) != weight.meta["val"].ndim):
+    if not fully and len(shape) != weight.meta["val"].ndim:
         return False
-    name = node.name
+    name, along = node.name, -1 if fully else 1
     with node.graph.inserting_before(node):
+        if part.channels(along) is None:
+            part = follower.with_scale_in_base(node, part)
+        channels = part.channels(along)
+        assert channels is not None
         index = follower.constant(node, channels)
         new_weight = call(
             node, absorbed, weight, part.scales, index, groups_of(node), target in TRANSPOSED, name=f"{name}_weight"

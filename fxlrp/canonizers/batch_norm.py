@@ -13,15 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import call, known, parameter_expressions, unpack
+from ..graph import call, known, unpack
 from ..ops.linear import affine
 from .statistics import batch_norm_with_statistics, synchronized_batch_norm_with_statistics
 
-__all__ = [
-    "give_statistics_out",
-    "read_batch_norms_as_affine",
-    "read_frozen_batch_norms_as_affine",
-]
+__all__ = ["give_statistics_out", "read_batch_norms_as_affine"]
 
 aten = torch.ops.aten
 
@@ -112,34 +108,3 @@ def read_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
                 new = call(node, known, value, x, scale, shift, name=value.name)
                 new.meta["stands_for"] = affine
         value.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
-
-
-def read_frozen_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
-    """Read a product with a constant for each channel, and the sum with another one behind it, as one `affine`.
-
-    A frozen batch norm is written so. A product or a sum alone is not one.
-    """
-    parameters = parameter_expressions(graph_module.graph)
-    for node in list(graph_module.graph.nodes):
-        product, shift = _with_constant(node, aten.add.Tensor, parameters)
-        if product is None or len(product.users) > 1:
-            continue
-        x, scale = _with_constant(product, aten.mul.Tensor, parameters)
-        if x is None or x in parameters:
-            continue
-        with graph_module.graph.inserting_before(node):
-            scale, shift = (call(node, aten.reshape.default, constant, [-1]) for constant in (scale, shift))
-            node.replace_all_uses_with(call(node, affine, x, scale, shift, name=node.name))
-
-
-def _with_constant(node: fx.Node, target: Any, parameters: set[fx.Node]) -> tuple[Any, Any]:
-    """The operands of `node`, if it is a call of `target` with a value and a constant for each of its channels."""
-    if node.op != "call_function" or node.target is not target or node.kwargs:
-        return None, None
-    for x, other in (node.args, node.args[::-1]):
-        if isinstance(x, fx.Node) and isinstance(other, fx.Node) and other in parameters:
-            rank, shape = node.meta["val"].ndim, other.meta["val"].shape
-            shape = (*[1] * (rank - len(shape)), *shape)
-            if rank > 1 and all(n == 1 for d, n in enumerate(shape) if d != 1) and shape[1] == x.meta["val"].shape[1]:
-                return x, other
-    return None, None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import call, constant, is_known, known, module_path, parameter_expressions, unwrap
-from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, affine, scaled_weight
+from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, affine, constant_map, scaled_weight
 from ..vocabulary import lookup, slots_of
 from .report import Fold, mark
 from .sample import NONE, Sample, moved, run_on, spread
@@ -50,7 +50,7 @@ def fold_affine_maps(graph_module: fx.GraphModule) -> None:
     parameters = parameter_expressions(graph)
     sample = Sample(graph_module)
     for node in list(graph.nodes):
-        if node.op != "call_function" or unwrap(node)[0] is not affine:
+        if node.op != "call_function" or not _goes_by_channels(node):
             continue
         front = _front(node, parameters, sample)
         if front is None:
@@ -61,6 +61,9 @@ def fold_affine_maps(graph_module: fx.GraphModule) -> None:
         x, weight, *options = operands
         bias, *options = options or (None,)
         with graph.inserting_before(node):
+            if unwrap(node)[0] is constant_map:
+                count = int(node.meta["val"].shape[1])
+                scale, shift = (call(node, of_channels, each, count) for each in (scale, shift))
             if order is not None:
                 index = constant(graph_module, node, order, f"{node.name}_order")
                 scale, shift = (call(node, spread, each, index, other) for each, other in ((scale, 1.0), (shift, 0.0)))
@@ -88,6 +91,19 @@ def fold_affine_maps(graph_module: fx.GraphModule) -> None:
         name = module_path(node) or node.name
         mark(new, layer, [Fold(name, module_path(layer) or layer.name, "linear -> BN (A.5)")])
         node.replace_all_uses_with(end, delete_user_cb=lambda user, new=new: user is not new)
+
+
+def of_channels(param: Tensor, count: int) -> Tensor:
+    """A constant of each channel, (C,), from one that broadcasts with a value."""
+    return param.reshape(-1).expand(count)
+
+
+def _goes_by_channels(node: fx.Node) -> bool:
+    """Whether `node` is an affine map with a scale and a shift of each channel."""
+    target, args, _ = unwrap(node)
+    if target is not constant_map:
+        return target is affine
+    return all(n == 1 for param in args[1:] for d, n in enumerate(param.meta["val"].shape) if d != 1)
 
 
 class _Front(NamedTuple):

@@ -7,6 +7,7 @@ the two others that a map can be moved through.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch import Tensor, fx
 
 from ..graph import call, constant, is_known, module_path, parameter_expressions, unpack, unwrap
 from ..ops.activation import thresholded_relu
-from ..ops.linear import affine
+from ..ops.linear import affine, constant_map
 from ..ops.structure import flipped
 from ..vocabulary import Op, lookup, slots_of
 from .sample import NONE, Sample, filled, item_of, moved, run_on, spread
@@ -88,10 +89,21 @@ def join(*scales: Tensor) -> Tensor:
     return torch.cat([*scales, scales[0].new_ones(1)])
 
 
-def chain(scale: Tensor, shift: Tensor, scales: Tensor, index: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Scales and shift of an affine map behind another one."""
-    per_channel = (-1, *(1,) * (before.ndim - 2))
-    return scale * spread(scales, index, 0.0), scale.reshape(per_channel) * before + shift.reshape(per_channel)
+def chain(
+    scale: Tensor, shift: Tensor, own: Tensor, scales: Tensor, before: Tensor, moved: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scales and shift of an affine map behind another one.
+
+    Parameters
+    ----------
+    scale, shift : Tensor
+        The map's, as `moved` broadcasts with.
+    own, before : Tensor
+        Shape (N,): of each new scale, the number of the map's own, and of the one among `scales`.
+    scales, moved : Tensor
+        Scales and shift in front of the map.
+    """
+    return scale.reshape(-1)[own] * scales[before], scale * moved + shift
 
 
 def signs(scale: Tensor) -> Tensor:
@@ -140,8 +152,8 @@ class Follower:
             self.found[node] = found
 
     def _found(self, node: fx.Node, target: Any) -> Scaled | None:
-        if target is affine:
-            return self._start(node)
+        if target in (affine, constant_map):
+            return self._start(node, *unwrap(node)[1])
         source, item = node, None
         if target is operator.getitem:
             source, item = unwrap(node)[1]
@@ -158,35 +170,38 @@ class Follower:
                 return self._max_pool(source, item) if not item else None
             return self._linear(source, op, item) if op.linear else None
 
-    def _start(self, node: fx.Node) -> Scaled | None:
-        x, scale, shift = unwrap(node)[1]
+    def _start(self, node: fx.Node, x: fx.Node, scale: fx.Node, shift: fx.Node) -> Scaled | None:
+        """An affine map; behind another one, both together."""
         shape = self.sample.shape(node)
         if shape is None:
             return None
         path = (module_path(node) or node.name,)
-        count, per_channel = shape[1], (-1, *(1,) * (len(shape) - 2))
-        index = torch.arange(count).reshape(per_channel).expand(shape)
-        draw = lambda: torch.randn(count, generator=self._random, dtype=torch.float64).reshape(1, *per_channel)
-        constant, probe = {scale, shift} <= self.parameters, draw()
+        before, constant = self.found.get(x), {scale, shift} <= self.parameters
         # Behind the map itself: a known value comes after the value that it is.
         with self.graph.inserting_before(node.next):
-            before = self.found.get(x)
-            channels = before.channels(1) if before is not None else None
-            if before is None or channels is None:
-                spot = call(node, aten.reshape.default, shift, [1, *per_channel], name=f"{node.name}_shift_map")
-                return Scaled(x, scale, index, spot, probe, path, constant, False)
-            pair = call(node, chain, scale, shift, before.scales, self.constant(node, channels), before.shift)
+            scale, shift = (self._of_full_rank(node, each) for each in (scale, shift))
+            sizes = [[int(n) for n in each.meta["val"].shape] for each in (scale, shift)]
+            own = torch.arange(math.prod(sizes[0])).reshape(sizes[0]).expand(shape)
+            factor, probe = (torch.randn(size, generator=self._random, dtype=torch.float64) for size in sizes)
+            if before is None:
+                scales = call(node, aten.reshape.default, scale, [-1], name=f"{node.name}_scales")
+                return Scaled(x, scales, own, shift, probe, path, constant, False)
+            count, there = int(before.scales.meta["val"].shape[0]), before.index != NONE
+            numbers, joint = (own * count + before.index)[there].unique(return_inverse=True)
+            index = torch.full(shape, NONE).masked_scatter(there, joint)
+            of_own, of_before = self.constant(node, numbers // count), self.constant(node, numbers % count)
+            pair = call(node, chain, scale, shift, of_own, before.scales, of_before, before.shift)
             scales, spot = unpack(pair, f"{node.name}_scales", f"{node.name}_shift_map")
-            probe, maps = draw() * before.probe + probe, (*before.maps, *path)
-            return replace(
-                before,
-                scales=scales,
-                index=index,
-                shift=spot,
-                probe=probe,
-                maps=maps,
-                constant=constant and before.constant,
-            )
+            probe, maps = factor * before.probe + probe, (*before.maps, *path)
+            constant &= before.constant
+            return replace(before, scales=scales, index=index, shift=spot, probe=probe, maps=maps, constant=constant)
+
+    def _of_full_rank(self, node: fx.Node, param: fx.Node) -> fx.Node:
+        """A map's scale or shift with as many dimensions as its value has."""
+        rank = node.meta["val"].ndim
+        if param.meta["val"].ndim == rank:
+            return param
+        return call(node, aten.reshape.default, param, [1, -1, *[1] * (rank - 2)], name=f"{node.name}_shift_map")
 
     def _relu(self, node: fx.Node) -> Scaled | None:
         """``relu(scale * base + shift)`` as a thresholded ReLU with the same map behind it."""
@@ -267,6 +282,13 @@ class Follower:
         return self._compacted(
             node, Scaled(base, scales, index, shift, run(*probes), maps, constant, thresholded), item=item
         )
+
+    def with_scale_in_base(self, node: fx.Node, part: Scaled) -> Scaled:
+        """The same value with its scale as a product in front of `node`, and none outside."""
+        scale = call(node, spread, part.scales, self.constant(node, part.index), 0.0)
+        base = call(node, aten.mul.Tensor, part.base, scale, name=f"{node.name}_scaled")
+        one = call(node, aten.new_ones.default, part.scales, [1])
+        return replace(part, base=base, scales=one, index=torch.zeros_like(part.index))
 
     def constant(self, node: fx.Node, value: Tensor) -> fx.Node:
         return constant(self._module, node, value, f"{node.name}_index")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..graph import name_of_target, unwrap
-from ..rules.defaults import gradient
+from ..rules.defaults import gradient, passed
 from ..vocabulary import Call, Target, lookup, pull_back, register
 from .convolution import Geometry, convolve, transpose
 
@@ -19,6 +19,7 @@ __all__ = [
     "LINEAR",
     "TRANSPOSED",
     "affine",
+    "constant_map",
     "padded_convolution",
     "scaled_weight",
     "with_bias_map",
@@ -41,6 +42,19 @@ def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         Shape (C,).
     """
     return torch.addcmul(_channels(bias, x.ndim), x, _channels(weight, x.ndim))
+
+
+def constant_map(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``weight * x + bias`` by constants of the model's: scaling and centering, an embedding added to pixels.
+
+    Parameters
+    ----------
+    x : Tensor
+        Shape (B, ...).
+    weight, bias : Tensor
+        Of the same number of dimensions, 1 in the first one; they broadcast to x.
+    """
+    return torch.addcmul(bias, x, weight)
 
 
 def _channels(param: Tensor, ndim: int) -> Tensor:
@@ -154,6 +168,18 @@ register(
     vjp=lambda call, gradient: (gradient * _channels(call.args[1], gradient.ndim),),
     at_zero=lambda call: _channels(call.args[2], call.args[0].ndim),
     products=lambda call: call.args[0] * _channels(call.args[1], call.args[0].ndim),
+)
+
+
+# A frozen batch norm, but for its name: zennit leaves one without a rule to the gradient, which does not conserve.
+register(
+    constant_map,
+    params=_PARAMS,
+    stand_in=_batch_norm_stand_in,
+    default=passed,
+    vjp=lambda call, gradient: (gradient * call.args[1].to(gradient.dtype),),
+    at_zero=lambda call: call.args[2],
+    products=lambda call: call.args[0] * call.args[1],
 )
 
 
