@@ -23,9 +23,10 @@ from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
 from .graph import carriers, drop_dead_code, module_path, name_of_target, unwrap
+from .models import copy_sharing_tensors, hooks_leave_no_trace
 from .vocabulary import lookup
 
-__all__ = ["Capture", "Output", "capture", "process_groups", "snapshot"]
+__all__ = ["Capture", "Output", "capture"]
 
 Output = str | int | Callable[[Any], Any] | None
 """Which of a model's outputs is explained: a key, an index, a function of what the model returns, or by itself."""
@@ -99,19 +100,9 @@ class Capture:
             if isinstance(value, Tensor):
                 form = (value.dtype, *(isinstance(size, int) and size == 1 for size in value.shape))
             target = name_of_target(node.target) if node.op == "call_function" else node.op
-            constant = id(_attribute(self.graph_module, node.target)) if node.op == "get_attr" else None
+            constant = _identity(self.graph_module, node) if node.op == "get_attr" else None
             rows.append((target, repr(args), form, constant))
         return tuple(rows)
-
-
-def snapshot(model: nn.Module) -> nn.Module:
-    """A copy whose parameters need no gradient and do not change with the model's."""
-    return copy.deepcopy(model, process_groups(model)).requires_grad_(False)
-
-
-def process_groups(model: nn.Module) -> dict[int, Any]:
-    """The process groups that the model holds, by id: a memo for `copy.deepcopy`, which cannot copy them."""
-    return {id(m.process_group): m.process_group for m in model.modules() if isinstance(m, nn.SyncBatchNorm)}
 
 
 class _LocalBatchNorm(nn.BatchNorm2d, nn.SyncBatchNorm):
@@ -125,8 +116,7 @@ def _without_synchronization(model: nn.Module) -> nn.Module:
     """The model; if there is a `nn.SyncBatchNorm` in it, a copy with the same tensors whose batch norms are local."""
     if not any(type(module) is nn.SyncBatchNorm for module in model.modules()):
         return model
-    tensors = [*model.parameters(), *model.buffers()]
-    model = copy.deepcopy(model, {id(tensor): tensor for tensor in tensors} | process_groups(model))
+    model = copy_sharing_tensors(model)
     for module in model.modules():
         if type(module) is nn.SyncBatchNorm:
             module.__class__ = _LocalBatchNorm
@@ -177,7 +167,7 @@ def capture(
 
 @contextmanager
 def _normalization_that_can_be_followed() -> Iterator[None]:
-    """torchvision's first `normalize` looks whether a deviation is zero, in a tensor; its second does so in a number."""
+    """Put torchvision's second `normalize` in the place of its first, which looks at values of a tensor."""
     functional = sys.modules.get("torchvision.transforms._functional_tensor")
     if functional is None:
         yield
@@ -190,10 +180,11 @@ def _normalization_that_can_be_followed() -> Iterator[None]:
 
 def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
     with ExitStack() as stack:
+        stack.enter_context(hooks_leave_no_trace(model))
         stack.enter_context(_normalization_that_can_be_followed())
         stack.enter_context(warnings.catch_warnings())
-        # Recurrent layers hold their parameters a second time, which torch.export replaces and puts back.
-        warnings.filterwarnings("ignore", message="The tensor attributes .*_flat_weights")
+        # What a forward pass keeps on its module, and the second list of parameters of a recurrent layer, is put back.
+        warnings.filterwarnings("ignore", message="The tensor attributes? ")
         stack.enter_context(torch.inference_mode(False))
         # Where gradients are off already, a model's own no_grad would leave no trace.
         stack.enter_context(torch.enable_grad())
@@ -315,8 +306,11 @@ def _name(node: fx.Node) -> str:
     return f"{path}_{op}".strip("_")
 
 
-def _attribute(module: nn.Module, path: Any) -> Any:
-    return operator.attrgetter(path)(module)
+def _identity(module: nn.Module, node: fx.Node) -> Any:
+    """What two captures of one model share of a tensor: itself, or the values of one made in the forward pass."""
+    value = operator.attrgetter(str(node.target))(module)
+    made = "lifted_tensor" in str(node.target) and value.numel() <= 1024
+    return (value.dtype, repr(value.tolist())) if made else id(value)
 
 
 def _chosen(value: Any, output: Output) -> Any:

@@ -32,6 +32,7 @@ __all__ = [
     "unpack",
     "unwrap",
     "where",
+    "writes_buffers",
 ]
 
 _TORCH_DIR = os.path.dirname(torch.__file__)
@@ -103,12 +104,13 @@ def carriers(sources: Iterable[fx.Node]) -> set[fx.Node]:
 def drop_dead_code(graph: fx.Graph) -> None:
     """Erase, in place, every node that nothing reads, except placeholders and what writes to the model's buffers."""
     for node in reversed(list(graph.nodes)):
-        if node.op in ("placeholder", "output") or node.users or _writes_buffers(node):
+        if node.op in ("placeholder", "output") or node.users or writes_buffers(node):
             continue
         graph.erase_node(node)
 
 
-def _writes_buffers(node: fx.Node) -> bool:
+def writes_buffers(node: fx.Node) -> bool:
+    """Whether `node` writes to buffers of the model."""
     return node.target is torch.ops.aten.copy_.default or getattr(node.target, "writes_buffers", False)
 
 

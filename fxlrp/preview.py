@@ -16,8 +16,9 @@ from zennit.core import Composite
 from . import composites
 from .assign import Step, Unsupported
 from .canonizers.report import Report, report
-from .capture import Output, snapshot
+from .capture import Output
 from .graph import carriers, is_known, module_path, name_of_target, unwrap
+from .models import snapshot
 from .programs import Method, Programs
 from .rules.base import Gradient, Rule, Transpose
 from .rules.basic import BasicRule

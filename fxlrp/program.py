@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -66,7 +66,7 @@ class RelevancePass:
         return fx.GraphModule(self.graph_module, graph, "Relevance"), [node.meta["number"] for node in saved]
 
 
-@dataclass
+@dataclass(eq=False)
 class Program:
     """A capture with its relevance passes: one for each method of explanation.
 
@@ -80,12 +80,25 @@ class Program:
         The canonical forward pass, its nodes numbered.
     passes : sequence of RelevancePass
         The same with each method's relevance pass.
+    settings : dict
+        What of the model it bakes in (`fxlrp.models.settings`).
+    tensors : list of Tensor
+        The model's, whose values it bakes in.
+    weights : tuple
+        What `fxlrp.models.weights` was of these.
     """
 
     capture: Capture
     fingerprint: tuple[Any, ...]
     canonical: fx.GraphModule
     passes: Sequence[RelevancePass]
+    settings: dict[Any, Any]
+    tensors: list[Tensor]
+    weights: tuple[Any, ...]
+
+    def is_of(self, weights: Callable[[list[Tensor]], tuple[Any, ...]]) -> bool:
+        """Whether the tensors whose values it bakes in are as they were."""
+        return not self.tensors or weights(self.tensors) == self.weights
 
     @staticmethod
     def number(canonical: fx.GraphModule) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import difflib
+import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -17,14 +20,24 @@ from zennit.core import BasicHook, Composite
 from . import composites, ops
 from .assign import Step, assign
 from .canonizers import canonize_graph, fold_constants
-from .capture import Capture, Output, capture, process_groups
+from .capture import Capture, Output, capture
 from .emit import emit
 from .errors import InputError, ModulePathError
+from .graph import writes_buffers
+from .models import copy_sharing_tensors, count_fused_steps, settings, weights
 from .program import Program, RelevancePass
 
 __all__ = ["Method", "Programs", "outside_inference_mode"]
 
 _ = ops  # Importing the package fills the vocabulary.
+
+_CAPTURING = threading.RLock()
+
+CAPTURES = 16
+"""How many programs a model has at a time; the one that was used least recently goes first."""
+
+KEYS = 256
+"""For how many shapes of inputs it knows one."""
 
 Record = Sequence[str] | Callable[[Capture], Sequence[str]]
 
@@ -88,8 +101,9 @@ class Programs:
         self._model, self._exported, self._methods = model, exported, methods
         self._trainable, self._record, self._output = trainable, record, output
         self._unmatched, self._threshold_relu = unmatched, threshold_relu
-        self.all: list[Program] = []
-        self._known: dict[Any, Program] = {}
+        self.clear()
+        if not trainable:
+            count_fused_steps()
         if exported is None:
             paths = dict(model.named_modules(remove_duplicate=False))
             for method in methods:
@@ -102,29 +116,50 @@ class Programs:
                     raise ModulePathError(f"record names the module '{path}', which the model has not.{hint}")
 
     def of(self, inputs: tuple[Any, ...]) -> Program:
-        """The program for these inputs, made if need be."""
-        key = (
-            tuple((type(x), x.dtype, tuple(x.shape)) if isinstance(x, Tensor) else type(x) for x in inputs),
-            (
-                # What was put in place of another module or tensor is in no capture; captures keep theirs alive.
-                tuple((id(module), module.training) for module in self._model.modules()),
-                tuple(id(tensor) for tensor in (*self._model.parameters(), *self._model.buffers())),
-            ),
+        """The program for these inputs, made if need be; of weights as they are now."""
+        shapes = tuple(
+            (type(x), x.dtype, tuple(x.shape), x.stride()) if isinstance(x, Tensor) else type(x) for x in inputs
         )
-        if key not in self._known:
-            check_inputs(inputs)
-            self._known[key] = self._find(inputs, key[1])
-        return self._known[key]
+        now = settings(self._model)
+        program = self._known_for(shapes, now)
+        if program is None or not program.is_of(weights):
+            # torch.export is not made for several threads, nor are those that meet at a cold program.
+            with _CAPTURING:
+                program = self._known_for(shapes, now) or self._made(inputs, shapes, now)
+                if not program.is_of(weights):
+                    program = self._renewed(program)
+        return program
 
     def clear(self) -> None:
         """Forget all of them."""
-        self.all, self._known = [], {}
+        self.all, self._known, self._immaterial = [], OrderedDict(), [frozenset()]
 
-    def _find(self, inputs: tuple[Tensor, ...], state: tuple[Any, ...]) -> Program:
-        """A program that was made for other sizes and fits, or a new one."""
-        tried = {id(program): program for (_, of), program in self._known.items() if of == state}
-        for program in tried.values():
-            if program.capture.fits(inputs):
+    def _known_for(self, shapes: Any, now: dict[Any, Any]) -> Program | None:
+        known = self._known
+        for immaterial in self._immaterial:
+            key = shapes, immaterial, _without(now, immaterial)
+            if key in known:
+                known.move_to_end(key)
+                return known[key]
+        return None
+
+    def _made(self, inputs: tuple[Any, ...], shapes: Any, now: dict[Any, Any]) -> Program:
+        """A program that was made for other sizes or settings and fits, or a new one; the oldest of many is dropped."""
+        check_inputs(inputs)
+        program = self._find(inputs, now)
+        changed = frozenset(key for key in {*now, *program.settings} if now.get(key) != program.settings.get(key))
+        if changed not in self._immaterial:
+            self._immaterial.append(changed)
+        known = OrderedDict([*self._known.items(), ((shapes, changed, _without(now, changed)), program)])
+        kept = list(dict.fromkeys(reversed(known.values())))[:CAPTURES]
+        # A new one: other threads may be looking into the old.
+        self._known = OrderedDict([(key, of) for key, of in known.items() if of in kept][-KEYS:])
+        self.all = [each for each in dict.fromkeys((*self.all, program)) if each in kept]
+        return program
+
+    def _find(self, inputs: tuple[Tensor, ...], now: dict[Any, Any]) -> Program:
+        for program in self.all:
+            if program.settings == now and program.capture.fits(inputs):
                 return program
         captured = capture(self._source(), inputs, self._output)
         if self._exported is not None and not captured.fits(inputs):
@@ -133,13 +168,26 @@ class Programs:
                 f"the exported program was made for inputs {made_for}: export it for others, or convert the model"
             )
         fingerprint = captured.fingerprint()
-        for program in tried.values():
-            if program.fingerprint == fingerprint and not program.size_bound:
+        for program in self.all:
+            # Attributes that changed were immaterial, if the graph is the same.
+            same = all(now.get(key) == value for key, value in program.settings.items() if not isinstance(key, tuple))
+            fits = program.capture.fits(inputs) or not program.size_bound
+            if same and fits and program.fingerprint == fingerprint:
                 return program
+        return self._program(captured, fingerprint, now)
+
+    def _program(self, captured: Capture, fingerprint: tuple[Any, ...], now: dict[Any, Any]) -> Program:
         canonical = self._canonical(captured)
-        program = Program(captured, fingerprint, canonical, [self._pass(captured, canonical, m) for m in self._methods])
-        self.all.append(program)
-        return program
+        passes = [self._pass(captured, canonical, method) for method in self._methods]
+        tensors = [] if self._trainable else _read_once(self._model, captured.graph_module)
+        return Program(captured, fingerprint, canonical, passes, now, tensors, weights(tensors))
+
+    def _renewed(self, stale: Program) -> Program:
+        """The same program, of the weights as they are now: nothing is captured again."""
+        new = self._program(stale.capture, stale.fingerprint, stale.settings)
+        self._known = OrderedDict((key, new if of is stale else of) for key, of in self._known.items())
+        self.all = [new if of is stale else of for of in self.all]
+        return new
 
     def _source(self) -> nn.Module | ExportedProgram:
         """What is captured: the model, or a copy with the same parameters that foreign canonizers were applied to."""
@@ -148,8 +196,7 @@ class Programs:
         canonizers = [c for m in self._methods if m.composite for c in composites.foreign_canonizers(m.composite)]
         if not canonizers:
             return self._model
-        tensors = [*self._model.parameters(), *self._model.buffers()]
-        changed = copy.deepcopy(self._model, {id(tensor): tensor for tensor in tensors} | process_groups(self._model))
+        changed = copy_sharing_tensors(self._model)
         for canonizer in canonizers:
             canonizer.apply(changed)
         return changed
@@ -161,6 +208,7 @@ class Programs:
         canonize_graph(canonical, threshold_relu=self._threshold_relu)
         if not self._trainable:
             fold_constants(canonical)
+            _own_tensors(canonical)
         Program.number(canonical)
         return canonical
 
@@ -189,6 +237,43 @@ class Programs:
         whole.graph.lint()
         whole.recompile()
         return RelevancePass(whole, written)
+
+
+def _without(now: dict[Any, Any], names: frozenset[Any]) -> tuple[Any, ...]:
+    return tuple(item for item in now.items() if item[0] not in names)
+
+
+def _written(graph_module: fx.GraphModule) -> set[fx.Node]:
+    """The buffers that a graph writes to."""
+    return {
+        operand
+        for node in graph_module.graph.nodes
+        if writes_buffers(node)
+        for operand in (node.args[:1] if node.target is torch.ops.aten.copy_.default else node.args)
+        if isinstance(operand, fx.Node) and operand.op == "get_attr"
+    }
+
+
+def _read_once(model: nn.Module, captured: fx.GraphModule) -> list[Tensor]:
+    """The model's tensors, without those that its own graph writes to."""
+    written = {id(attrgetter(str(node.target))(captured)) for node in _written(captured)}
+    return [x for x in (*model.parameters(), *model.buffers()) if id(x) not in written]
+
+
+def _own_tensors(canonical: fx.GraphModule) -> None:
+    """Give a graph whose constants are folded copies of its other tensors, so that it never mixes weights, old and new.
+
+    Buffers that it writes to stay the model's.
+    """
+    written = {node.target for node in _written(canonical)}
+    for path in {str(node.target) for node in canonical.graph.find_nodes(op="get_attr")} - written:
+        owner, _, name = path.rpartition(".")
+        module = canonical.get_submodule(owner)
+        value = getattr(module, name).detach().clone()
+        if name in module._parameters:
+            module._parameters[name] = nn.Parameter(value, requires_grad=False)
+        elif name not in canonical._buffers or owner:
+            setattr(module, name, value)
 
 
 def check_inputs(inputs: Sequence[Any]) -> None:

@@ -13,8 +13,9 @@ from torch.export import ExportedProgram
 from zennit.core import Composite
 
 from . import composites
-from .capture import Output, snapshot
+from .capture import Output
 from .errors import FxlrpError, InputError, ModulePathError
+from .models import snapshot
 from .program import Program
 from .programs import Method, Programs, outside_inference_mode
 from .seeds import Target

@@ -12,8 +12,9 @@ from functools import partial
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
-from ..capture import Output, capture, snapshot
+from ..capture import Output, capture
 from ..graph import drop_dead_code
+from ..models import snapshot
 from .absorb import absorb_affine_maps
 from .batch_norm import give_statistics_out, read_batch_norms_as_affine
 from .constant_maps import read_constants_as_affine_maps, spell_out_what_is_kept

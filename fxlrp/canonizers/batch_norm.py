@@ -8,7 +8,6 @@ other samples through them), with the biased variance as batch norm uses it, and
 from __future__ import annotations
 
 import operator
-from typing import Any
 
 import torch
 from torch import Tensor, fx

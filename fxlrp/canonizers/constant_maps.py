@@ -37,7 +37,7 @@ _PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar,
 
 @dataclass(frozen=True)
 class _Chain:
-    """Sums and products with constants, one behind the other, of the value `x`: each a node and where its value stands."""
+    """Sums and products with constants, one behind the other, of the value `x`: each with the place of its value."""
 
     x: fx.Node
     steps: tuple[tuple[fx.Node, int], ...]
@@ -56,8 +56,9 @@ def read_constants_as_affine_maps(graph_module: fx.GraphModule) -> None:
     for node in graph_module.graph.nodes:
         position = _position(node, parameters)
         sources = _moved(node) if position is None else [node.args[position]]
-        for known in (of_input, shifted):
-            known |= {node} if any(source in known for source in sources) else set()
+        for kind in (of_input, shifted):
+            if any(source in kind for source in sources):
+                kind.add(node)
         if position is not None:
             (x,), step = sources, (node, position)
             shifted |= {node} if node.target in _SIGNS else set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch.distributed as dist
 from rich.progress import track
 from torch import Tensor, nn
 
-from ..capture import process_groups
 from ..errors import InputError, VariantError
+from ..models import duplicate
 from .module import ISNet
 
 __all__ = ["Welford", "calibrate", "range_of"]
@@ -114,7 +113,7 @@ def calibrate(
         raise InputError(
             f"calibrate takes an ISNet (not wrapped: before accelerate or DDP), not a {type(isnet).__name__}"
         )
-    isnet = copy.deepcopy(isnet, process_groups(isnet))
+    isnet = duplicate(isnet)
     device = next(isnet.parameters(), torch.empty(0)).device
     steps = (optimizer or _sgd)(isnet.parameters()) if epochs else None
     seen: dict[str, Welford] = {}
