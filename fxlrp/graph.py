@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,16 +19,20 @@ from torch.fx.node import map_arg
 
 __all__ = [
     "SHAPE_ONLY",
+    "argument",
+    "argument",
     "call",
     "carriers",
     "constant",
     "dependents",
     "drop_dead_code",
+    "is_constant",
     "is_known",
     "known",
     "module_calls",
     "module_path",
     "name_of_target",
+    "parameter_names",
     "parameter_expressions",
     "source_line",
     "unpack",
@@ -54,11 +60,53 @@ def is_known(node: fx.Node) -> bool:
 
 
 def unwrap(node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """The op that `node` is to be read as: its target, its arguments and its keyword arguments."""
+    """The op that `node` is to be read as: its target, its arguments and its keyword arguments.
+
+    An argument that the op's schema has a position for stands there, however the call spells it.
+    """
     if is_known(node):
-        return node.meta["stands_for"], tuple(node.args[1:]), dict(node.kwargs)
-    assert callable(node.target), node.format_node()
-    return node.target, tuple(node.args), dict(node.kwargs)
+        target, args = node.meta["stands_for"], tuple(node.args[1:])
+    else:
+        target, args = node.target, tuple(node.args)
+    assert callable(target), node.format_node()
+    kwargs = dict(node.kwargs)
+    left = [p for p in _parameters(target)[len(args) :] if not p.kwarg_only] if kwargs else []
+    while any(p.name in kwargs for p in left):
+        first = left.pop(0)
+        args = (*args, kwargs.pop(first.name, first.default_value))
+    return target, args, kwargs
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """An argument of the op of `node`, by its name in the op's schema: as the call gives it, or the default."""
+    target, args, kwargs = unwrap(node)
+    index, parameter = next((i, p) for i, p in enumerate(_parameters(target)) if p.name == name)
+    return args[index] if index < len(args) else kwargs.get(name, parameter.default_value)
+
+
+def _parameters(target: Any) -> list[Any]:
+    return target._schema.arguments if isinstance(target, torch._ops.OpOverload) else []
+
+
+@lru_cache(maxsize=None)
+def _defaults(target: Callable[..., Any]) -> dict[str, Any]:
+    """The names of what `target` takes, in order, each with its default (None where it has none)."""
+    if isinstance(target, torch._ops.OpOverload):
+        return {a.name: a.default_value if a.has_default_value() else None for a in target._schema.arguments}
+    found = inspect.signature(target).parameters.values()
+    return {p.name: None if p.default is inspect.Parameter.empty else p.default for p in found}
+
+
+def parameter_names(target: Callable[..., Any]) -> list[str]:
+    """The names of what `target` takes, in order."""
+    return list(_defaults(target))
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """An argument of the op of `node` by its name, given by position or by keyword; the default where it is left out."""
+    target, args, kwargs = unwrap(node)
+    given = dict(zip(parameter_names(target), args, strict=False)) | kwargs
+    return given.get(name, _defaults(target)[name])
 
 
 def dependents(sources: Iterable[fx.Node]) -> set[fx.Node]:
@@ -86,6 +134,19 @@ SHAPE_ONLY = (
     _aten.new_full.default,
 )
 """Ops that read the shape of a value, and not the value."""
+
+
+def is_constant(node: fx.Node) -> bool:
+    """Whether the value of `node` depends on no value of the model's inputs (on their shapes, at most)."""
+    found, todo = {node}, [node]
+    while todo:
+        at = todo.pop()
+        if at.op == "placeholder":
+            return False
+        operands = () if at.target in SHAPE_ONLY else at.all_input_nodes
+        todo += [operand for operand in operands if operand not in found]
+        found.update(operands)
+    return True
 
 
 def carriers(sources: Iterable[fx.Node]) -> set[fx.Node]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
-from .graph import unwrap
+from .graph import parameter_names, unwrap
 
 if TYPE_CHECKING:
     from .rules.base import Rule
@@ -177,8 +177,11 @@ class Call:
         return {name: value for name, value in values.items() if value is not None}
 
     def argument(self, position: int, default: Any = None) -> Any:
-        """The argument at `position`, `default` where it was left out."""
-        return self.args[position] if position < len(self.args) else default
+        """The argument at `position`, also one given by keyword; `default` where it was left out."""
+        if position < len(self.args) or not self.kwargs:
+            return self.args[position] if position < len(self.args) else default
+        names = parameter_names(self.target)
+        return self.kwargs.get(names[position], default) if position < len(names) else default
 
     def with_inputs(self, inputs: Sequence[Tensor]) -> Call:
         """The same call at other inputs."""

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import unwrap
 from ..rules.defaults import passed, transpose
 from ..vocabulary import Call, pull_back, register
+from .facts import keeps_sign
 
 __all__ = ["dropped", "flipped", "written"]
 
@@ -53,10 +53,9 @@ def _several_vjp(call: Call, gradients: list[Tensor | None]) -> tuple[Tensor, ..
     return pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients, strict=True)))
 
 
-def _pads_non_negative(node: fx.Node, inputs: bool) -> bool:
-    args = unwrap(node)[1]
-    values = [a for a in args[2:] if isinstance(a, int | float)]
-    return inputs and all(value >= 0 for value in values)
+def _casts_non_negative(node: fx.Node, inputs: bool) -> bool:
+    """To an integer, what is too large for it becomes negative."""
+    return inputs and node.meta["val"].is_floating_point()
 
 
 _structural(
@@ -106,10 +105,12 @@ _structural(
     aten.to.dtype_layout,
     aten.type_as.default,
     vjp=lambda call, gradient: (gradient,),
+    non_negative=_casts_non_negative,
 )
-_structural(aten.expand_as.default, aten.masked_fill.Scalar)
+_structural(aten.expand_as.default)
+_structural(aten.masked_fill.Scalar, non_negative=keeps_sign("value"))
 _structural(aten.where.self, inputs=(1, 2))
-_structural(aten.pad.default, aten.constant_pad_nd.default, non_negative=_pads_non_negative)
+_structural(aten.pad.default, aten.constant_pad_nd.default, non_negative=keeps_sign("value"))
 _structural(
     aten.split.Tensor,
     aten.split_with_sizes.default,
@@ -126,7 +127,7 @@ def written(base: Tensor, values: Tensor) -> Tensor:
 
 
 # Writes into a slice, as functions: the written values, and what they leave of the rest.
-_structural(written, inputs=(1,))
+_structural(written, inputs=(1,), non_negative=_casts_non_negative)
 _structural(aten.slice_scatter.default, aten.select_scatter.default, inputs=(0, 1))
 
 
