@@ -8,8 +8,8 @@ import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from functools import lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -19,7 +19,6 @@ from torch.fx.node import map_arg
 
 __all__ = [
     "SHAPE_ONLY",
-    "argument",
     "argument",
     "call",
     "carriers",
@@ -32,7 +31,6 @@ __all__ = [
     "module_calls",
     "module_path",
     "name_of_target",
-    "parameter_names",
     "parameter_expressions",
     "source_line",
     "unpack",
@@ -70,43 +68,34 @@ def unwrap(node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str
         target, args = node.target, tuple(node.args)
     assert callable(target), node.format_node()
     kwargs = dict(node.kwargs)
-    left = [p for p in _parameters(target)[len(args) :] if not p.kwarg_only] if kwargs else []
+    left = [p for p in _parameters(target)[len(args) :] if p.by_position] if kwargs else []
     while any(p.name in kwargs for p in left):
         first = left.pop(0)
-        args = (*args, kwargs.pop(first.name, first.default_value))
+        args = (*args, kwargs.pop(first.name, first.default))
     return target, args, kwargs
 
 
+class _Parameter(NamedTuple):
+    """What a function takes: its name, its default (None where there is none), and whether it has a position."""
+
+    name: str
+    default: Any
+    by_position: bool
+
+
+@cache
+def _parameters(target: Callable[..., Any]) -> list[_Parameter]:
+    if isinstance(target, torch._ops.OpOverload):
+        return [_Parameter(a.name, a.default_value, not a.kwarg_only) for a in target._schema.arguments]
+    found = inspect.signature(target).parameters.values()
+    return [_Parameter(p.name, None if p.default is p.empty else p.default, p.kind <= 1) for p in found]
+
+
 def argument(node: fx.Node, name: str) -> Any:
-    """An argument of the op of `node`, by its name in the op's schema: as the call gives it, or the default."""
+    """An argument of the op of `node` by its name, however the call spells it; the default where it is left out."""
     target, args, kwargs = unwrap(node)
     index, parameter = next((i, p) for i, p in enumerate(_parameters(target)) if p.name == name)
-    return args[index] if index < len(args) else kwargs.get(name, parameter.default_value)
-
-
-def _parameters(target: Any) -> list[Any]:
-    return target._schema.arguments if isinstance(target, torch._ops.OpOverload) else []
-
-
-@lru_cache(maxsize=None)
-def _defaults(target: Callable[..., Any]) -> dict[str, Any]:
-    """The names of what `target` takes, in order, each with its default (None where it has none)."""
-    if isinstance(target, torch._ops.OpOverload):
-        return {a.name: a.default_value if a.has_default_value() else None for a in target._schema.arguments}
-    found = inspect.signature(target).parameters.values()
-    return {p.name: None if p.default is inspect.Parameter.empty else p.default for p in found}
-
-
-def parameter_names(target: Callable[..., Any]) -> list[str]:
-    """The names of what `target` takes, in order."""
-    return list(_defaults(target))
-
-
-def argument(node: fx.Node, name: str) -> Any:
-    """An argument of the op of `node` by its name, given by position or by keyword; the default where it is left out."""
-    target, args, kwargs = unwrap(node)
-    given = dict(zip(parameter_names(target), args, strict=False)) | kwargs
-    return given.get(name, _defaults(target)[name])
+    return args[index] if index < len(args) else kwargs.get(name, parameter.default)
 
 
 def dependents(sources: Iterable[fx.Node]) -> set[fx.Node]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from ..graph import argument, is_constant, parameter_names, unwrap
+from ..graph import argument, is_constant, unwrap
 from ..vocabulary import lookup, slots_of
 
 __all__ = ["is_bounded", "is_number", "keeps_sign"]
@@ -57,12 +58,18 @@ _BOUNDS: dict[Any, tuple[str | None, str | None]] = {
 """What clips its input: the names of the lower and of the upper bound."""
 
 
+_PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.neg.default)
+_QUOTIENTS = (aten.div.Tensor, aten.div.Scalar)
+
+
 def is_bounded(node: fx.Node) -> bool:
     """Whether a value has constant bounds, below and above, whatever the model's input is; then it may be a gate."""
     return _is_bounded(node, "below") and _is_bounded(node, "above")
 
 
 def _is_bounded(node: fx.Node, side: str) -> bool:
+    while node.target is operator.getitem:
+        node = node.all_input_nodes[0]
     if node.op != "call_function" or is_constant(node):
         return node.op != "placeholder"
     target = unwrap(node)[0]
@@ -76,13 +83,15 @@ def _is_bounded(node: fx.Node, side: str) -> bool:
         name = _BOUNDS.get(target, (None, None))[side == "above"]
         clipped = target is aten.relu.default and side == "below"
         return clipped or (name is not None and _is_finite(argument(node, name))) or all(inputs)
-    return op.structural and all(inputs) and all(_is_finite(number) for number in _written(node))
-
-
-def _written(node: fx.Node) -> list[float]:
-    """The numbers that a structural op may write: it takes no others that are no integers."""
-    values = (argument(node, name) for name in parameter_names(unwrap(node)[0]))
-    return [value for value in values if isinstance(value, float)]
+    args, kwargs = unwrap(node)[1:]
+    finite = all(_is_finite(value) for value in (*args, *kwargs.values()) if isinstance(value, float))
+    if op.structural:
+        return finite and all(inputs)
+    if target in _QUOTIENTS and isinstance(args[1], fx.Node) and not is_constant(args[1]):
+        return False
+    # These may turn the sign.
+    maps = op.linear or target in _PRODUCTS or target in _QUOTIENTS
+    return maps and finite and all(is_bounded(operand) for operand in slots_of(node, op, _is_tensor).values())
 
 
 def _is_finite(value: Any) -> bool:

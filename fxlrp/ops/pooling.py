@@ -120,9 +120,7 @@ _pool(
     linear=True,
     non_negative=keeps_sign("divisor_override"),
 )
-_pool(
-    aten.avg_pool3d.default, stand_in=_window(nn.AvgPool3d), linear=True, non_negative=keeps_sign("divisor_override")
-)
+_pool(aten.avg_pool3d.default, stand_in=_window(nn.AvgPool3d), linear=True, non_negative=keeps_sign("divisor_override"))
 _pool(aten.adaptive_avg_pool1d.default, stand_in=_output_size(nn.AdaptiveAvgPool1d), linear=True)
 _pool(
     aten.adaptive_avg_pool2d.default,

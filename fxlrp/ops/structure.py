@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from ..rules.defaults import passed, transpose
-from ..vocabulary import Call, pull_back, register
+from ..vocabulary import Call, register
 from .facts import keeps_sign
 
 __all__ = ["dropped", "flipped", "written"]
@@ -41,16 +41,6 @@ def _cat_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     dim = call.argument(1, 0)
     parts = gradient.split([x.shape[dim] for x in call.args[0]], dim)
     return tuple(parts[i] for _, i in call.slots if i is not None)
-
-
-def _several_vjp(call: Call, gradients: list[Tensor | None]) -> tuple[Tensor, ...]:
-    """Of an op with several outputs: one that no relevance reaches has none."""
-
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(call.with_inputs(inputs).run())
-
-    outputs, pull = pull_back(run, *call.inputs)
-    return pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients, strict=True)))
 
 
 def _casts_non_negative(node: fx.Node, inputs: bool) -> bool:
@@ -117,7 +107,6 @@ _structural(
     aten.unsafe_split.Tensor,
     aten.chunk.default,
     aten.unbind.int,
-    vjp=_several_vjp,
 )
 
 

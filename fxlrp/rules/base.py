@@ -180,7 +180,10 @@ class Gradient(Rule):
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         """The vector-Jacobian product of the op with the relevance."""
-        return call.vjp(relevance)
+        try:
+            return call.vjp(relevance)
+        except NotImplementedError as error:
+            raise self.refused(str(error)) from error
 
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
         """Each unit's relevance is multiplied with the sum of its derivatives, ``(J 1)_k``; the rest is dropped."""
