@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import argument, is_constant, unwrap
-from ..vocabulary import lookup, slots_of
+from ..vocabulary import Op, lookup, slots_of
 
 __all__ = ["is_bounded", "is_number", "keeps_sign"]
 
@@ -74,8 +74,11 @@ def _is_bounded(node: fx.Node, side: str) -> bool:
         return node.op != "placeholder"
     target = unwrap(node)[0]
     op = lookup(target)
-    if target in _BETWEEN_CONSTANTS or op is None:
-        return op is not None
+    return op is not None and (target in _BETWEEN_CONSTANTS or _maps_to_bounded(node, op, side))
+
+
+def _maps_to_bounded(node: fx.Node, op: Op, side: str) -> bool:
+    target, args, kwargs = unwrap(node)
     inputs = (_is_bounded(operand, side) for operand in slots_of(node, op, _is_tensor).values())
     if target in (aten.minimum.default, aten.maximum.default):
         return any(inputs) if (target is aten.minimum.default) == (side == "above") else all(inputs)
@@ -83,7 +86,6 @@ def _is_bounded(node: fx.Node, side: str) -> bool:
         name = _BOUNDS.get(target, (None, None))[side == "above"]
         clipped = target is aten.relu.default and side == "below"
         return clipped or (name is not None and _is_finite(argument(node, name))) or all(inputs)
-    args, kwargs = unwrap(node)[1:]
     finite = all(_is_finite(value) for value in (*args, *kwargs.values()) if isinstance(value, float))
     if op.structural:
         return finite and all(inputs)

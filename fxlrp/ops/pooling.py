@@ -23,7 +23,7 @@ def _pool(
     stand_in: Callable[[fx.Node], nn.Module | None],
     vjp: Any = None,
     linear: bool = False,
-    non_negative: Callable[[fx.Node, bool], bool] = keeps_sign(),
+    divisor: str | None = None,
 ) -> None:
     register(
         *targets,
@@ -31,7 +31,7 @@ def _pool(
         default=gradient,
         vjp=vjp,
         linear=linear,
-        non_negative=non_negative,
+        non_negative=keeps_sign(*([] if divisor is None else [divisor])),
     )
 
 
@@ -118,9 +118,9 @@ _pool(
     stand_in=_window(nn.AvgPool2d),
     vjp=_avg_pool2d_vjp,
     linear=True,
-    non_negative=keeps_sign("divisor_override"),
+    divisor="divisor_override",
 )
-_pool(aten.avg_pool3d.default, stand_in=_window(nn.AvgPool3d), linear=True, non_negative=keeps_sign("divisor_override"))
+_pool(aten.avg_pool3d.default, stand_in=_window(nn.AvgPool3d), linear=True, divisor="divisor_override")
 _pool(aten.adaptive_avg_pool1d.default, stand_in=_output_size(nn.AdaptiveAvgPool1d), linear=True)
 _pool(
     aten.adaptive_avg_pool2d.default,
