@@ -110,7 +110,7 @@ register(
 
 # Clamps, Mish and functions of analysis have no word in zennit 0.5: relevance passes, as through activations with one.
 # That of a logarithm of softmax, too: what it subtracts is the same for all classes, and held constant.
-register(aten.clamp.default, default=passed, non_negative=_clips_to_non_negative("min", "max"))
+register(aten.clamp.default, aten.clamp.Tensor, default=passed, non_negative=_clips_to_non_negative("min", "max"))
 register(aten.clamp_min.default, default=passed, non_negative=_clips_to_non_negative("min", None))
 register(aten.clamp_max.default, default=passed, non_negative=_clips_to_non_negative(None, "max"))
 register(aten.mish.default, stand_in=lambda node: nn.Mish(), default=passed)

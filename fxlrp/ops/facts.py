@@ -51,6 +51,7 @@ _BETWEEN_CONSTANTS = (
 )
 _BOUNDS: dict[Any, tuple[str | None, str | None]] = {
     aten.clamp.default: ("min", "max"),
+    aten.clamp.Tensor: ("min", "max"),
     aten.clamp_min.default: ("min", None),
     aten.clamp_max.default: (None, "max"),
     aten.hardtanh.default: ("min_val", "max_val"),
@@ -85,7 +86,7 @@ def _maps_to_bounded(node: fx.Node, op: Op, side: str) -> bool:
     if target is aten.relu.default or target in _BOUNDS:
         name = _BOUNDS.get(target, (None, None))[side == "above"]
         clipped = target is aten.relu.default and side == "below"
-        return clipped or (name is not None and _is_finite(argument(node, name))) or all(inputs)
+        return clipped or (name is not None and _is_bound(argument(node, name))) or all(inputs)
     finite = all(_is_finite(value) for value in (*args, *kwargs.values()) if isinstance(value, float))
     if op.structural:
         return finite and all(inputs)
@@ -94,6 +95,10 @@ def _maps_to_bounded(node: fx.Node, op: Op, side: str) -> bool:
     # These may turn the sign.
     maps = op.linear or target in _PRODUCTS or target in _QUOTIENTS
     return maps and finite and all(is_bounded(operand) for operand in slots_of(node, op, _is_tensor).values())
+
+
+def _is_bound(value: Any) -> bool:
+    return is_constant(value) if _is_tensor(value) else _is_finite(value)
 
 
 def _is_finite(value: Any) -> bool:
