@@ -100,12 +100,13 @@ def assign(
         if node not in reached or node.op != "call_function":
             continue
         if node.target is operator.getitem:
+            _check_taken(node, unmatched)
             reached.add(node.args[0])
             final |= {node.args[0]} if node in final else set()
             continue
         op, operands, rule = _entry(node, active, unmatched)
         if rule is None and node in given:
-            rule = _rule_of(*given[node], node, op, operands)
+            rule = _rule_of(*given[node], node, op)
         elif rule is None:
             rule = Gradient() if gradient else _default(node, op, operands, unmatched)
         if last is not None and node in final:
@@ -150,7 +151,7 @@ def _offer(
         if op is None:
             continue
         inputs = slots_of(node, op, lambda operand: True).values()
-        if op.non_negative(node, all(operand in non_negative for operand in inputs)):
+        if op.non_negative(node, bool(inputs) and all(operand in non_negative for operand in inputs)):
             non_negative.add(node)
         if offers is not None and node in reachable and (found := offers.rule(node, op)) is not None:
             given[node] = found
@@ -162,6 +163,19 @@ def _offer(
 def _is_floating(node: fx.Node) -> bool:
     value = node.meta.get("val")
     return not isinstance(value, Tensor) or value.is_floating_point()
+
+
+def _check_taken(item: fx.Node, unmatched: str) -> None:
+    """Raise if relevance comes to an output that is not the one that a rule takes it from: it would be lost."""
+    source, index = item.args
+    assert isinstance(source, fx.Node)
+    op = lookup(unwrap(source)[0])
+    known = op is not None or unmatched == "gradient"
+    if known and index != 0 and _is_floating(item) and not (op is not None and op.structural):
+        raise RuleError(
+            f"relevance reaches output {index} of {where(source)}, and a rule takes that of output 0 alone: register "
+            "an op for each output (see docs/extend.md)"
+        )
 
 
 class Unsupported(Gradient):
@@ -201,9 +215,15 @@ def _entry(node: fx.Node, active: set[fx.Node], unmatched: str) -> tuple[Op, dic
 
 
 def _default(node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node], unmatched: str) -> Rule:
-    rule = op.default(node, slots)
-    if rule is not None:
+    rule: Any = op.default(node, slots)
+    if isinstance(rule, Rule):
         return rule
+    if rule is not None:
+        given = f"the class {rule.__name__}" if isinstance(rule, type) else f"a {type(rule).__name__}"
+        raise RuleError(
+            f"the vocabulary's default for {where(node)} gives {given}, where an instance of fxlrp.rules.Rule is due "
+            "(of a zennit BasicHook, fxlrp.rules.BasicRule makes one)"
+        )
     why = UnsupportedOpError(
         f"fxlrp has no rule for {where(node)} where the operands {sorted(slots)} depend on the input. Register one "
         "with fxlrp.vocabulary.register (see docs/extend.md), or give it the plain gradient with unmatched='gradient'."
@@ -282,13 +302,8 @@ def _is_leaf(module: nn.Module) -> bool:
     return next(module.children(), None) is None
 
 
-def _rule_of(hook: Any, module: nn.Module, node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node]) -> Rule:
+def _rule_of(hook: Any, module: nn.Module, node: fx.Node, op: Op) -> Rule:
     if isinstance(hook, zennit.rules.Pass) and type(hook).backward is zennit.rules.Pass.backward:
-        if len(slots) != 1 or any(operand.meta["val"].shape != node.meta["val"].shape for operand in slots.values()):
-            raise RuleError(
-                f"Pass cannot be the rule of {where(node)}: it needs one input, of the output's shape. Use Norm, which "
-                "shares relevance in proportion."
-            )
         return Transpose() if op.clips else Pass()
     if is_basic(hook):
         copied: Any = hook.copy()
@@ -301,7 +316,9 @@ def _rule_of(hook: Any, module: nn.Module, node: fx.Node, op: Op, slots: Mapping
 def _place(rule: Rule, node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node], non_negative: bool) -> None:
     target, args, _ = unwrap(node)
     from_outside = all(operand.op == "placeholder" for operand in slots.values())
-    rule.place(op, target, list(slots), non_negative=non_negative, from_outside=from_outside)
+    rule.place(op, target, list(slots), non_negative=non_negative, from_outside=from_outside, where=where(node))
+    if rule.passes:
+        _check_passes(rule, node, slots)
     if not isinstance(rule, BasicRule) or not slots:
         return
     operand = next(iter(slots.values()))
@@ -314,6 +331,16 @@ def _place(rule: Rule, node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node], non
         rule.analyse(small, shapes)
     except RuleError as error:
         raise RuleError(f"{type(rule.hook).__name__} cannot be the rule of {where(node)}: {error}") from error
+
+
+def _check_passes(rule: Rule, node: fx.Node, slots: Mapping[Slot, fx.Node]) -> None:
+    value = node.meta["val"]
+    value = value if isinstance(value, Tensor) else value[0]
+    if len(slots) != 1 or any(operand.meta["val"].shape != value.shape for operand in slots.values()):
+        raise RuleError(
+            f"{type(rule).__name__} cannot be the rule of {where(node)}: it needs one input, of the output's shape. "
+            "Use Norm, which shares relevance in proportion."
+        )
 
 
 def _shape(node: Any) -> list[int]:

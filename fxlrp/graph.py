@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
@@ -17,11 +19,13 @@ from torch.fx.node import map_arg
 
 __all__ = [
     "SHAPE_ONLY",
+    "argument",
     "call",
     "carriers",
     "constant",
     "dependents",
     "drop_dead_code",
+    "is_constant",
     "is_known",
     "known",
     "module_calls",
@@ -55,11 +59,44 @@ def is_known(node: fx.Node) -> bool:
 
 
 def unwrap(node: fx.Node) -> tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]:
-    """The op that `node` is to be read as: its target, its arguments and its keyword arguments."""
+    """The op that `node` is to be read as: its target, its arguments and its keyword arguments.
+
+    An argument that the op's schema has a position for stands there, however the call spells it.
+    """
     if is_known(node):
-        return node.meta["stands_for"], tuple(node.args[1:]), dict(node.kwargs)
-    assert callable(node.target), node.format_node()
-    return node.target, tuple(node.args), dict(node.kwargs)
+        target, args = node.meta["stands_for"], tuple(node.args[1:])
+    else:
+        target, args = node.target, tuple(node.args)
+    assert callable(target), node.format_node()
+    kwargs = dict(node.kwargs)
+    left = [p for p in _parameters(target)[len(args) :] if p.by_position] if kwargs else []
+    while any(p.name in kwargs for p in left):
+        first = left.pop(0)
+        args = (*args, kwargs.pop(first.name, first.default))
+    return target, args, kwargs
+
+
+class _Parameter(NamedTuple):
+    """What a function takes: its name, its default (None where there is none), and whether it has a position."""
+
+    name: str
+    default: Any
+    by_position: bool
+
+
+@cache
+def _parameters(target: Callable[..., Any]) -> list[_Parameter]:
+    if isinstance(target, torch._ops.OpOverload):
+        return [_Parameter(a.name, a.default_value, not a.kwarg_only) for a in target._schema.arguments]
+    found = inspect.signature(target).parameters.values()
+    return [_Parameter(p.name, None if p.default is p.empty else p.default, p.kind <= 1) for p in found]
+
+
+def argument(node: fx.Node, name: str) -> Any:
+    """An argument of the op of `node` by its name, however the call spells it; the default where it is left out."""
+    target, args, kwargs = unwrap(node)
+    index, parameter = next((i, p) for i, p in enumerate(_parameters(target)) if p.name == name)
+    return args[index] if index < len(args) else kwargs.get(name, parameter.default)
 
 
 def dependents(sources: Iterable[fx.Node]) -> set[fx.Node]:
@@ -87,6 +124,19 @@ SHAPE_ONLY = (
     _aten.new_full.default,
 )
 """Ops that read the shape of a value, and not the value."""
+
+
+def is_constant(node: fx.Node) -> bool:
+    """Whether the value of `node` depends on no value of the model's inputs (on their shapes, at most)."""
+    found, todo = {node}, [node]
+    while todo:
+        at = todo.pop()
+        if at.op == "placeholder":
+            return False
+        operands = () if at.target in SHAPE_ONLY else at.all_input_nodes
+        todo += [operand for operand in operands if operand not in found]
+        found.update(operands)
+    return True
 
 
 def carriers(sources: Iterable[fx.Node]) -> set[fx.Node]:

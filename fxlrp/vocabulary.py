@@ -41,7 +41,7 @@ class Op:
         ``(node) -> nn.Module or None``: the module that stands for a functional call of this op before a composite.
     vjp : callable or None
         ``(call, gradient) -> tuple of Tensor``: the op's transpose at its inputs, a gradient for each of the call's
-        slots; None for `torch.func.vjp`.
+        slots; None for `torch.func.vjp`, or autograd where the op knows no other.
     at_zero : callable or None
         ``(call) -> Tensor or None``: the op's value, up to broadcasting, at inputs that are all zero; None for zero.
         Given by ops that are affine in their inputs; a rule may then leave out a branch whose input is zero.
@@ -83,8 +83,67 @@ _OPS: dict[Target, Op] = {}
 
 def pull_back(function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Callable[[Any], tuple[Tensor, ...]]]:
     """A function's value at `inputs`, and the function that takes a gradient of the value back to each of them."""
-    value, pull = torch.func.vjp(function, *inputs)[:2]
+    try:
+        value, pull = torch.func.vjp(function, *inputs)[:2]
+    except RuntimeError as error:
+        # An op of a library has the old kind of derivative, that functorch cannot read.
+        if "setup_context" not in str(error):
+            raise
+        return _pull_back_by_autograd(function, inputs)
     return value, pull
+
+
+def _pull_back_by_autograd(
+    function: Callable[..., Any], inputs: Sequence[Tensor]
+) -> tuple[Any, Callable[[Any], tuple[Tensor, ...]]]:
+    if torch._C._are_functorch_transforms_active():
+        # By then, the transform is left.
+        def again(gradient: Tensor) -> tuple[Tensor, ...]:
+            return pull_back(function, *inputs)[1](gradient)
+
+        return function(*inputs), lambda gradient: _SeedBySeed.apply(again, gradient)
+    differentiable = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    with torch.inference_mode(False), torch.enable_grad():
+        # A view is differentiated as a leaf is, and keeps the way to what it is of.
+        at = [x.view_as(x) if x.requires_grad else _own(x).requires_grad_() for x in inputs]
+        value = function(*at)
+
+    def pull(gradient: Tensor) -> tuple[Tensor, ...]:
+        with torch.inference_mode(False), torch.enable_grad():
+            try:
+                found = torch.autograd.grad(
+                    value, at, gradient, create_graph=differentiable, retain_graph=True, allow_unused=True
+                )
+            except RuntimeError as error:
+                if "no autograd formula was registered" not in str(error):
+                    raise
+                raise NotImplementedError("it has no derivative; give it one, or register a rule for it") from error
+        return tuple(torch.zeros_like(x) if g is None else g for g, x in zip(found, at, strict=True))
+
+    return value if differentiable else value.detach(), pull
+
+
+def _own(x: Tensor) -> Tensor:
+    """A leaf with the values of `x`."""
+    return x.clone() if x.is_inference() else x.detach()
+
+
+class _SeedBySeed(torch.autograd.Function):
+    """Under vmap, a pull-back that cannot be traced is called for one seed after another."""
+
+    @staticmethod
+    def forward(pull: Callable[[Tensor], tuple[Tensor, ...]], gradient: Tensor) -> tuple[Tensor, ...]:
+        return pull(gradient)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Nothing is kept: the derivative is that of what `vmap` runs."""
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, pull: Any, gradient: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        each = [pull(one) for one in gradient.unbind(in_dims[1])]
+        found = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
+        return found, (0,) * len(found)
 
 
 def register(*targets: Target, **fields: Any) -> Op:
@@ -211,10 +270,19 @@ class Call:
         if self.op.vjp is not None:
             return self.op.vjp(self, gradient)
         inputs = self.inputs
-        if self.op.structural and isinstance(gradient, Tensor):
+        if not isinstance(gradient, Tensor):
+            return self._vjp_of_several(gradient)
+        if self.op.structural:
             # Moving values about is not to round their relevance.
             inputs = tuple(x.to(gradient.dtype) for x in inputs)
         return pull_back(lambda *inputs: self.with_inputs(inputs).run(), *inputs)[1](gradient)
+
+    def _vjp_of_several(self, gradients: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+        """Of an op with several outputs: one that no relevance reaches has none."""
+        dtype = next(g.dtype for g in gradients if g is not None)
+        inputs = [x.to(dtype) for x in self.inputs]
+        outputs, pull = pull_back(lambda *inputs: tuple(self.with_inputs(inputs).run()), *inputs)
+        return pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients, strict=True)))
 
     def jvp(self, tangents: Sequence[Tensor]) -> Any:
         """The Jacobian-vector product: how the op's value changes, to first order, with its inputs along `tangents`."""

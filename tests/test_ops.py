@@ -174,6 +174,7 @@ CALLS = [
     (aten.softshrink.default, rand(2, 3)),
     (aten.threshold.default, rand(2, 3), 0.1, 0.5),
     (aten.clamp.default, rand(2, 3), -0.5, 0.5),
+    (aten.clamp.Tensor, rand(2, 3), rand(3).abs().neg(), rand(3).abs()),
     (aten.clamp_min.default, rand(2, 3), 0.1),
     (aten.clamp_max.default, rand(2, 3), 0.1),
     (aten.mish.default, rand(2, 3)),

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph import unwrap
+from ..graph import argument
 from ..rules.defaults import gradient, passed, transpose
 from ..vocabulary import Call, register
+from .facts import is_number
 
 __all__ = ["thresholded_relu"]
 
@@ -20,14 +21,14 @@ aten = torch.ops.aten
 def _activation(
     *targets: Any,
     stand_in: Callable[[], nn.Module],
-    non_negative: bool | Callable[[fx.Node], bool] = False,
+    non_negative: bool | Callable[[fx.Node, bool], bool] = False,
     vjp: Any = None,
 ) -> None:
     register(
         *targets,
         stand_in=lambda node: stand_in(),
         default=gradient,
-        non_negative=lambda node, _: non_negative(node) if callable(non_negative) else non_negative,
+        non_negative=non_negative if callable(non_negative) else lambda node, _: non_negative,
         vjp=vjp,
     )
 
@@ -56,9 +57,21 @@ def _thresholded_relu_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     return (gradient * ((x > low) & (x < high)),)
 
 
-def _clips_at_zero(node: fx.Node) -> bool:
-    args = unwrap(node)[1]
-    return len(args) > 1 and isinstance(args[1], int | float) and args[1] >= 0
+def _clips_to_non_negative(lower: str | None, upper: str | None) -> Callable[[fx.Node, bool], bool]:
+    """Of ``min(max(x, low), high)``, its bounds given under these names: None of one that it has not."""
+
+    def non_negative(node: fx.Node, inputs: bool) -> bool:
+        low = None if lower is None else argument(node, lower)
+        high = None if upper is None else argument(node, upper)
+        return (inputs or is_number(low, at_least=0)) and (high is None or is_number(high, at_least=0))
+
+    return non_negative
+
+
+def _softplus_is_non_negative(node: fx.Node, inputs: bool) -> bool:
+    """Above its threshold it is the identity, and a negative beta turns its sign."""
+    beta, threshold = argument(node, "beta"), argument(node, "threshold")
+    return is_number(threshold, at_least=0) and is_number(beta, at_least=0) and beta != 0
 
 
 _activation(aten.relu.default, stand_in=nn.ReLU, non_negative=True, vjp=_relu_vjp)
@@ -70,10 +83,10 @@ register(
     vjp=_thresholded_relu_vjp,
 )
 _activation(aten.relu6.default, stand_in=nn.ReLU6, non_negative=True)
-_activation(aten.hardtanh.default, stand_in=nn.Hardtanh, non_negative=_clips_at_zero)
+_activation(aten.hardtanh.default, stand_in=nn.Hardtanh, non_negative=_clips_to_non_negative("min_val", "max_val"))
 _activation(aten.sigmoid.default, stand_in=nn.Sigmoid, non_negative=True)
 _activation(aten.hardsigmoid.default, stand_in=nn.Hardsigmoid, non_negative=True)
-_activation(aten.softplus.default, stand_in=nn.Softplus, non_negative=True)
+_activation(aten.softplus.default, stand_in=nn.Softplus, non_negative=_softplus_is_non_negative)
 _activation(aten.tanh.default, stand_in=nn.Tanh)
 _activation(aten.silu.default, stand_in=nn.SiLU)
 _activation(aten.hardswish.default, stand_in=nn.Hardswish)
@@ -97,7 +110,9 @@ register(
 
 # Clamps, Mish and functions of analysis have no word in zennit 0.5: relevance passes, as through activations with one.
 # That of a logarithm of softmax, too: what it subtracts is the same for all classes, and held constant.
-register(aten.clamp.default, aten.clamp_min.default, default=passed, non_negative=lambda node, _: _clips_at_zero(node))
+register(aten.clamp.default, aten.clamp.Tensor, default=passed, non_negative=_clips_to_non_negative("min", "max"))
+register(aten.clamp_min.default, default=passed, non_negative=_clips_to_non_negative("min", None))
+register(aten.clamp_max.default, default=passed, non_negative=_clips_to_non_negative(None, "max"))
 register(aten.mish.default, stand_in=lambda node: nn.Mish(), default=passed)
 register(
     aten.abs.default,
@@ -109,7 +124,6 @@ register(
     non_negative=lambda node, _: True,
 )
 register(
-    aten.clamp_max.default,
     aten.erf.default,
     aten.log.default,
     aten.log1p.default,

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, fx, nn
 from zennit.layer import Sum
 
-from ..graph import unwrap
+from ..graph import argument, unwrap
 from ..rules.base import Pass, Rule
 from ..rules.defaults import Gate, Half, Slots, gradient, passed, proportional
-from ..vocabulary import Call, lookup, register
+from ..vocabulary import Call, register
+from .facts import is_bounded, keeps_sign
 
 aten = torch.ops.aten
 
@@ -27,10 +28,6 @@ def _sum_vjp(sign: int) -> Any:
     return vjp
 
 
-def _reads_only_tensors(node: fx.Node) -> bool:
-    return all(isinstance(argument, fx.Node) for argument in unwrap(node)[1]) and not node.kwargs
-
-
 # A sum of several inputs, or of one and a constant, which then is a bias: zennit's word for it is Sum.
 register(
     aten.add.Tensor,
@@ -40,7 +37,7 @@ register(
     default=gradient,
     vjp=_sum_vjp(1),
     linear=True,
-    non_negative=lambda node, inputs: inputs and _reads_only_tensors(node),
+    non_negative=keeps_sign("other", "alpha"),
 )
 register(
     aten.sub.Tensor,
@@ -81,37 +78,13 @@ def _same_shape(node: fx.Node, operand: fx.Node) -> bool:
     return node.meta["val"].shape == operand.meta["val"].shape
 
 
-_BOUNDED = (
-    aten.sigmoid.default,
-    aten.hardsigmoid.default,
-    aten.softmax.int,
-    aten._softmax.default,
-    aten.hardtanh.default,
-    aten.relu6.default,
-    aten.clamp.default,
-)
-
-
-def _is_gate(node: fx.Node) -> bool:
-    """Whether `node` is the value of a bounded function, moved about at most."""
-    while node.op == "call_function":
-        target, args, _ = unwrap(node)
-        if target in _BOUNDED:
-            return True
-        op = lookup(target)
-        if op is None or not op.structural or not isinstance(args[0], fx.Node):
-            return False
-        node = args[0]
-    return False
-
-
 def _product(node: fx.Node, slots: Slots) -> Rule:
     """A factor that does not depend on the input scales; a gate gates; two activations share."""
     if len(slots) == 1:
         (operand,) = slots.values()
         return Pass() if _same_shape(node, operand) else proportional(node, slots)
     factors = list(slots.values())
-    gates = [_is_gate(factor) for factor in factors]
+    gates = [is_bounded(factor) for factor in factors]
     if gates[0] == gates[1]:
         gates = [not _same_shape(node, factor) for factor in factors]
     return Gate(signal=gates.index(False)) if gates[0] != gates[1] else Half()
@@ -129,7 +102,7 @@ register(
     aten.mul.Scalar,
     inputs=(0, 1),
     default=_product,
-    non_negative=lambda node, inputs: inputs and _reads_only_tensors(node),
+    non_negative=keeps_sign("other"),
 )
 register(aten.div.Tensor, aten.div.Scalar, inputs=(0, 1), default=_quotient)
 
@@ -173,5 +146,13 @@ register(
     linear=True,
 )
 
-# Homogeneous of degree one, so that by Euler's theorem x times the gradient sums up to the value, as of a linear map.
-register(aten.linalg_vector_norm.default, default=proportional, non_negative=lambda node, inputs: True)
+
+def _vector_norm(node: fx.Node, slots: Slots) -> Rule | None:
+    """Homogeneous of degree one: by Euler's theorem x times the gradient sums up to the value, as of a linear map.
+
+    Not so the number of elements that are not zero, as which a norm of order 0 counts.
+    """
+    return proportional(node, slots) if argument(node, "ord") != 0 else None
+
+
+register(aten.linalg_vector_norm.default, default=_vector_norm, non_negative=lambda node, inputs: True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from ..graph import unwrap
+from ..graph import argument, unwrap
 from ..rules.base import Rule
 from ..rules.defaults import Attention, Bilinear, Slots, Softmax, proportional
 from ..vocabulary import register
@@ -21,10 +21,8 @@ def _product(node: fx.Node, slots: Slots) -> Rule | None:
 
 
 def _attention(node: fx.Node, slots: Slots) -> Rule | None:
-    args = unwrap(node)[1]
-    dropout = args[4] if len(args) > 4 else 0.0
     # Which weights are dropped, the op does not tell.
-    return None if dropout else Attention()
+    return None if argument(node, "dropout_p") else Attention()
 
 
 register(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..rules.defaults import Linearized
+from ..rules.defaults import Linearized, passed
 from ..vocabulary import Call, register
 
 aten = torch.ops.aten
@@ -25,16 +25,6 @@ def _layer_norm(call: Call) -> Callable[[Tensor], Tensor]:
         return y if bias is None else y + bias
 
     return linear
-
-
-def _rms_norm(call: Call) -> Callable[[Tensor], Tensor]:
-    x, shape = call.args[0], call.args[1]
-    weight, eps = call.argument(2), call.argument(3)
-    dims = tuple(range(-len(shape), 0))
-    eps = torch.finfo(x.dtype).eps if eps is None else eps
-    scale = (x.square().mean(dims, keepdim=True) + eps).rsqrt()
-    scale = scale if weight is None else scale * weight
-    return lambda x: x * scale
 
 
 def _group_norm(call: Call) -> Callable[[Tensor], Tensor]:
@@ -56,4 +46,5 @@ def _group_norm(call: Call) -> Callable[[Tensor], Tensor]:
 _PARAMS = {"weight": 2, "bias": 3}
 register(aten.layer_norm.default, params=_PARAMS, default=lambda node, slots: Linearized(_layer_norm))
 register(aten.group_norm.default, params=_PARAMS, default=lambda node, slots: Linearized(_group_norm))
-register(aten.rms_norm.default, params={"weight": 2}, default=lambda node, slots: Linearized(_rms_norm))
+# With its deviation held, a factor for each value: relevance passes.
+register(aten.rms_norm.default, params={"weight": 2}, default=passed)

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from ..graph import unwrap
 from ..rules.defaults import gradient
 from ..vocabulary import Call, register
+from .facts import keeps_sign
 
 __all__ = ["max_pooled"]
 
@@ -18,7 +19,11 @@ aten = torch.ops.aten
 
 
 def _pool(
-    *targets: Any, stand_in: Callable[[fx.Node], nn.Module | None], vjp: Any = None, linear: bool = False
+    *targets: Any,
+    stand_in: Callable[[fx.Node], nn.Module | None],
+    vjp: Any = None,
+    linear: bool = False,
+    divisor: str | None = None,
 ) -> None:
     register(
         *targets,
@@ -26,7 +31,7 @@ def _pool(
         default=gradient,
         vjp=vjp,
         linear=linear,
-        non_negative=lambda node, inputs: inputs,
+        non_negative=keeps_sign(*([] if divisor is None else [divisor])),
     )
 
 
@@ -108,8 +113,14 @@ _pool(aten.adaptive_max_pool2d.default, stand_in=_output_size(nn.AdaptiveMaxPool
 _pool(aten.adaptive_max_pool3d.default, stand_in=_output_size(nn.AdaptiveMaxPool3d))
 
 _pool(aten.avg_pool1d.default, stand_in=_window(nn.AvgPool1d), linear=True)
-_pool(aten.avg_pool2d.default, stand_in=_window(nn.AvgPool2d), vjp=_avg_pool2d_vjp, linear=True)
-_pool(aten.avg_pool3d.default, stand_in=_window(nn.AvgPool3d), linear=True)
+_pool(
+    aten.avg_pool2d.default,
+    stand_in=_window(nn.AvgPool2d),
+    vjp=_avg_pool2d_vjp,
+    linear=True,
+    divisor="divisor_override",
+)
+_pool(aten.avg_pool3d.default, stand_in=_window(nn.AvgPool3d), linear=True, divisor="divisor_override")
 _pool(aten.adaptive_avg_pool1d.default, stand_in=_output_size(nn.AdaptiveAvgPool1d), linear=True)
 _pool(
     aten.adaptive_avg_pool2d.default,

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import unwrap
 from ..rules.defaults import passed, transpose
-from ..vocabulary import Call, pull_back, register
+from ..vocabulary import Call, register
+from .facts import keeps_sign
 
 __all__ = ["dropped", "flipped", "written"]
 
@@ -43,20 +43,9 @@ def _cat_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     return tuple(parts[i] for _, i in call.slots if i is not None)
 
 
-def _several_vjp(call: Call, gradients: list[Tensor | None]) -> tuple[Tensor, ...]:
-    """Of an op with several outputs: one that no relevance reaches has none."""
-
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        return tuple(call.with_inputs(inputs).run())
-
-    outputs, pull = pull_back(run, *call.inputs)
-    return pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients, strict=True)))
-
-
-def _pads_non_negative(node: fx.Node, inputs: bool) -> bool:
-    args = unwrap(node)[1]
-    values = [a for a in args[2:] if isinstance(a, int | float)]
-    return inputs and all(value >= 0 for value in values)
+def _casts_non_negative(node: fx.Node, inputs: bool) -> bool:
+    """To an integer, what is too large for it becomes negative."""
+    return inputs and node.meta["val"].is_floating_point()
 
 
 _structural(
@@ -106,17 +95,18 @@ _structural(
     aten.to.dtype_layout,
     aten.type_as.default,
     vjp=lambda call, gradient: (gradient,),
+    non_negative=_casts_non_negative,
 )
-_structural(aten.expand_as.default, aten.masked_fill.Scalar)
+_structural(aten.expand_as.default)
+_structural(aten.masked_fill.Scalar, non_negative=keeps_sign("value"))
 _structural(aten.where.self, inputs=(1, 2))
-_structural(aten.pad.default, aten.constant_pad_nd.default, non_negative=_pads_non_negative)
+_structural(aten.pad.default, aten.constant_pad_nd.default, non_negative=keeps_sign("value"))
 _structural(
     aten.split.Tensor,
     aten.split_with_sizes.default,
     aten.unsafe_split.Tensor,
     aten.chunk.default,
     aten.unbind.int,
-    vjp=_several_vjp,
 )
 
 
@@ -126,7 +116,7 @@ def written(base: Tensor, values: Tensor) -> Tensor:
 
 
 # Writes into a slice, as functions: the written values, and what they leave of the rest.
-_structural(written, inputs=(1,))
+_structural(written, inputs=(1,), non_negative=_casts_non_negative)
 _structural(aten.slice_scatter.default, aten.select_scatter.default, inputs=(0, 1))
 
 

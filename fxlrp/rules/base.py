@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..errors import RuleError
 from ..vocabulary import Call, Op, Slot
 
 __all__ = ["Account", "Gradient", "Pass", "Rule", "Transpose", "total"]
@@ -63,6 +64,7 @@ class Rule(nn.Module):
     slots: Sequence[Slot]
     non_negative: bool
     from_outside: bool
+    where: str
 
     @property
     def name(self) -> str:
@@ -81,6 +83,7 @@ class Rule(nn.Module):
         *,
         non_negative: bool,
         from_outside: bool,
+        where: str,
     ) -> None:
         """Tell the rule which op it serves.
 
@@ -94,9 +97,15 @@ class Rule(nn.Module):
             Whether all of these inputs are known to be non-negative.
         from_outside : bool
             Whether all of them are the model's own inputs, of which nothing is known.
+        where : str
+            The op and its place, for an error message.
         """
         self.op, self.target, self.slots = op, target, tuple(slots)
-        self.non_negative, self.from_outside = non_negative, from_outside
+        self.non_negative, self.from_outside, self.where = non_negative, from_outside, where
+
+    def refused(self, why: str) -> RuleError:
+        """The error that says why this rule cannot serve its op, with the op's place."""
+        return RuleError(f"{self!r} cannot be the rule of {self.where}: {why}")
 
     def forward(
         self, relevance: Any, output: Any, *args: Any, channel_scale: Tensor | None = None, **kwargs: Any
@@ -113,10 +122,34 @@ class Rule(nn.Module):
             The op's arguments.
         channel_scale : Tensor or None
             What was left out of the op's weight, see `Call`.
+
+        Raises
+        ------
+        RuleError
+            If `propagate` does not return relevance of each input.
         """
         call = Call(self.op, self.target, args, kwargs, self.slots, channel_scale)
         found = self.propagate(call, output, relevance)
+        self._check(found, call.inputs, relevance)
         return found[0] if len(self.slots) == 1 else tuple(found)
+
+    def _check(self, found: Any, inputs: Sequence[Tensor], relevance: Any) -> None:
+        """Raise if `found` is not relevance of each of the inputs: broadcast or split, it would go on as if it were."""
+        due = f"a list of {len(inputs)} is due: a tensor for each input, of its shape"
+        if not isinstance(found, list | tuple):
+            raise self.refused(f"it gave a {type(found).__name__}, where {due}")
+        if len(found) != len(inputs):
+            raise self.refused(f"it gave relevance for {len(found)} inputs, where {due}")
+        parts = relevance if isinstance(relevance, list | tuple) else [relevance]
+        precisions = {part.dtype for part in parts if part is not None}
+        for value, x in zip(found, inputs, strict=True):
+            if not isinstance(value, Tensor):
+                raise self.refused(f"it gave a {type(value).__name__} for an input, where {due}")
+            if value.shape != x.shape:
+                shapes = f"shape {tuple(value.shape)} for an input of shape {tuple(x.shape)}"
+                raise self.refused(f"it gave relevance of {shapes}, where {due}")
+            if value.dtype not in (x.dtype, *precisions):
+                raise self.refused(f"it gave relevance of {value.dtype} for an input of {x.dtype}, where {due}")
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         """Relevance of each of ``call.inputs``; to be overridden."""
@@ -147,7 +180,10 @@ class Gradient(Rule):
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         """The vector-Jacobian product of the op with the relevance."""
-        return call.vjp(relevance)
+        try:
+            return call.vjp(relevance)
+        except NotImplementedError as error:
+            raise self.refused(str(error)) from error
 
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
         """Each unit's relevance is multiplied with the sum of its derivatives, ``(J 1)_k``; the rest is dropped."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeGuard
@@ -145,6 +145,12 @@ class BasicRule(Rule):
     ) -> list[_Branch]:
         hook, domain = self.hook, {"non_negative": non_negative}
         parts: list[Any] = [hook.input_modifiers, hook.param_modifiers, hook.output_modifiers]
+        counts = [len(part) for part in parts]
+        if len(set(counts)) > 1:
+            raise RuleError(
+                "it has {} input modifiers, {} param modifiers and {} output modifiers: each of its branches needs one "
+                "of each".format(*counts)
+            )
         modifiers = list(zip(*parts, strict=True))
         affine = self.op.at_zero is not None
         zero = [
@@ -179,12 +185,25 @@ class BasicRule(Rule):
         """Take the op's parameters as constants: modify them once, here."""
         with torch.no_grad():
             self._bound = [
-                dict(params) if branch.keeps_params else self._modified(branch.param_modifier, branch.needed(params))
+                dict(params) if branch.keeps_params else self._changed(branch.param_modifier, branch.needed(params))
                 for branch in self.branches
             ]
 
     def _modified(self, modifier: Any, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return modified_params(modifier, params, list(self.op.params))
+
+    def _changed(self, modifier: Any, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The op's own parameters, modified."""
+        found = self._modified(modifier, params)
+        for name, param in params.items():
+            self._same_shape(f"a param modifier made of the {name}", found[name], param.shape)
+        return found
+
+    def _same_shape(self, what: str, value: Any, shape: Sequence[int]) -> None:
+        if not isinstance(value, Tensor):
+            raise self.refused(f"{what} a {type(value).__name__}, where a tensor of shape {tuple(shape)} is due")
+        if value.shape != shape:
+            raise self.refused(f"{what} a tensor of shape {tuple(value.shape)}, where {tuple(shape)} is due")
 
     def _with_modified_params(self, call: Call, branch: _Branch, index: int) -> Call:
         if self._bound is not None:
@@ -198,7 +217,7 @@ class BasicRule(Rule):
                 params["weight"] = call.op.scaled(call, sign)
             call = replace(call, channel_scale=call.channel_scale.abs())
         rectified = {name: params.pop(name).relu() for name in branch.rectified if name in params}
-        return call.with_params({**self._modified(branch.param_modifier, params), **rectified})
+        return call.with_params({**self._changed(branch.param_modifier, params), **rectified})
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         if self._by_products:
@@ -209,7 +228,7 @@ class BasicRule(Rule):
         branches = self._of_this_input(call)
         for index, branch in enumerate(branches):
             modified = not (branch.keeps_input or branch.zero_input)
-            at = call.with_inputs([branch.input_modifier(x) for x in call.inputs]) if modified else call
+            at = call.with_inputs([self._at(branch, x) for x in call.inputs]) if modified else call
             if not branch.keeps_params:
                 at = self._with_modified_params(at, branch, index)
             value, pull = self._value(branch, at, output)
@@ -218,8 +237,7 @@ class BasicRule(Rule):
             outputs.append(value.to(exact))
             computed.append(value.dtype)
             pulls.append(pull)
-        mapped = self._mapper(relevance, outputs)
-        mapped = (mapped,) if isinstance(mapped, Tensor) else mapped
+        mapped = self._mapped(relevance, outputs, branches)
         gradients: list[Any] = []
         for branch, at, dtype, pull, wanted in zip(branches, calls, computed, pulls, mapped, strict=True):
             if not branch.reads_gradient:
@@ -228,10 +246,32 @@ class BasicRule(Rule):
             (gradient,) = (wanted,) if pull is None else pull(wanted)
             gradients.append([taken.to(exact) for taken in at.vjp(gradient.to(dtype))])
         found: list[Any] = [
-            self.hook.reducer([x[slot] for x in inputs], [g[slot] for g in gradients])
-            for slot in range(len(self.slots))
+            self._reduced([i[slot] for i in inputs], [g[slot] for g in gradients], x)
+            for slot, x in enumerate(call.inputs)
         ]
         return found
+
+    def _at(self, branch: _Branch, x: Tensor) -> Tensor:
+        value = branch.input_modifier(x)
+        self._same_shape("an input modifier gave", value, x.shape)
+        return value
+
+    def _mapped(self, relevance: Tensor, outputs: list[Tensor], branches: Sequence[_Branch]) -> list[Any]:
+        """The gradient of each branch's output."""
+        mapped: Any = self._mapper(relevance, outputs)
+        mapped = [mapped] if isinstance(mapped, Tensor) else list(mapped) if isinstance(mapped, Iterable) else []
+        if len(mapped) != len(branches):
+            raise self.refused(f"its gradient mapper gave {len(mapped)} tensors for {len(branches)} branches")
+        for gradient, branch in zip(mapped, branches, strict=True):
+            if branch.reads_gradient:
+                self._same_shape("its gradient mapper gave", gradient, relevance.shape)
+        return mapped
+
+    def _reduced(self, inputs: list[Tensor], gradients: list[Tensor], x: Tensor) -> Any:
+        """What the reducer makes of an input's branches; of none but such as are left out, one number for all."""
+        found = self.hook.reducer(inputs, gradients)
+        nothing = all(value.ndim == 0 for value in (*inputs, *gradients))
+        return found.expand(x.shape) if nothing and isinstance(found, Tensor) else found
 
     def _share_of_products(self, call: Call, relevance: Tensor) -> Tensor:
         """Where each value has one input, the branches of z+ are one: ``relu(x w) R / (relu(x w) + relu(b))``."""
@@ -259,8 +299,7 @@ class BasicRule(Rule):
         found = account_of(hook, branches, relevance)
         return super().account(call, output, relevance) if found is None else found
 
-    @staticmethod
-    def _value(branch: _Branch, at: Call, output: Any) -> tuple[Tensor, Any]:
+    def _value(self, branch: _Branch, at: Call, output: Any) -> tuple[Tensor, Any]:
         """A branch's output, and the pull-back of its output modifier (None where it changes nothing)."""
         if branch.is_forward:
             return output, None
@@ -271,7 +310,9 @@ class BasicRule(Rule):
         value = output if branch.keeps_input and branch.keeps_params else at.run()
         if branch.keeps_output:
             return value, None
-        return pull_back(branch.output_modifier, value)
+        modified, pull = pull_back(branch.output_modifier, value)
+        self._same_shape("an output modifier gave", modified, value.shape)
+        return modified, pull
 
 
 def _without_mask(modifier: Callable[[Tensor], Tensor], shape: Sequence[int]) -> Callable[[Tensor], Tensor]:

@@ -10,7 +10,6 @@ from typing import Any
 from torch import Tensor, nn
 from zennit.core import Hook
 
-from ..errors import RuleError
 from ..vocabulary import Call
 from .base import Rule
 
@@ -87,17 +86,4 @@ class HookRule(Rule):
             hook.stored_tensors.clear()
         if found is None:
             return call.vjp(relevance)
-        found = tuple(found) if isinstance(found, Sequence) else (found,)
-        for value, x in zip(found, inputs, strict=False):
-            if not isinstance(value, Tensor) or value.shape != x.shape:
-                shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-                raise RuleError(
-                    f"{type(hook).__name__}.backward gave relevance of shape {shape} for an input of shape "
-                    f"{tuple(x.shape)}: give the rule to a layer that keeps the shape, or let it return one that fits"
-                )
-        if len(found) < len(inputs):
-            raise RuleError(
-                f"{type(hook).__name__}.backward gave relevance for {len(found)} of {len(inputs)} inputs: a rule of "
-                "one input cannot say how relevance is shared between several; give the op another"
-            )
-        return found[: len(inputs)]
+        return tuple(found) if isinstance(found, Sequence) else (found,)
