@@ -370,9 +370,7 @@ def _check_output(loaded: LoadedModel, x: Any) -> None:
 
     with torch.no_grad():
         if not loaded.model(x).isfinite().all():
-            raise ModelError(
-                "the model's output is not finite (NaN or infinite): its weights are not those of training"
-            )
+            raise ModelError("the model's output is not finite (NaN or infinite): its weights are too large")
 
 
 def _noise() -> Any:

@@ -15,7 +15,7 @@ from .errors import InputError, MaskError
 __all__ = ["read_image", "read_mask"]
 
 WHITES = (2**8 - 1, 2**12 - 1, 2**16 - 1)
-"""What deep grey may count up to: what a file is made of, not what it could hold. X-rays have 12 bits, in files of 16."""
+"""What deep grey may count up to, whatever its file could hold: X-rays have 12 bits, and lie in files of 16."""
 
 BLACK = 1 / 16
 """What stays below this share of white is called black."""
@@ -152,8 +152,8 @@ def _white(values: np.ndarray) -> float:
     white = next((white for white in whites if high <= white), None)
     if low < 0 or white is None or (high > whites[0] and high < BLACK * white):
         raise _NoBrightness(
-            f"holds numbers from {low:g} to {high:g}, and there is no telling which are black and white: save it with 8 "
-            "or 16 bits, or with floating-point numbers in [0, 1]"
+            f"holds numbers from {low:g} to {high:g}, and there is no telling which are black and white: save it with "
+            "8 or 16 bits, or with floating-point numbers in [0, 1]"
         )
     return white
 
