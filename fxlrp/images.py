@@ -98,7 +98,8 @@ def read_mask(path: str | Path) -> Tensor:
 def _read(path: str | Path, kind: type[Exception], backdrop: int) -> tuple[Image.Image, str]:
     """An image upright, in RGB or (deep grey) "F" from 0 to 1, and the mode that its file has."""
     try:
-        with Image.open(path) as image:
+        # By its name, Pillow maps a file into memory, and garbles a TIFF that is to be turned by 90 degrees.
+        with Path(path).open("rb") as file, Image.open(file) as image:
             image.load()
             mode, turn = image.mode, _turn(image)
             shown = _grey(image, backdrop) if mode.startswith(("I", "F")) else _flat(image, backdrop)
