@@ -4,6 +4,7 @@ to write only after the work; and against names that are taken for markup."""
 import errno
 import io
 import os
+import signal
 import subprocess
 import sys
 
@@ -108,7 +109,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(tmp_path, monkeypatch, momen
     with monkeypatch.context() as patch:
         if moment != "write":
             patch.setattr(files.os, moment, full)
-        with pytest.raises(InputError, match="cannot write .*x: No space left on device"):
+        with pytest.raises(InputError, match=r"cannot write .*x: No space left on device"):
             write_file(path, writing)
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["x"]
@@ -160,11 +161,11 @@ def hold(tmp_path):
 
     children = []
     yield start
+    for child in children:
+        os.kill(child, signal.SIGKILL)
     for process in started:
         process.kill()
         process.communicate()
-    for child in children:
-        os.kill(child, 9)
 
 
 def test_a_second_process_is_refused(tmp_path, hold):
@@ -225,7 +226,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write to .*file"), alone_in(tmp_path / "file" / "folder"):
+    with pytest.raises(InputError, match=r"cannot write to .*file"), alone_in(tmp_path / "file" / "folder"):
         pytest.fail("there is none")
 
 
