@@ -258,14 +258,13 @@ def test_an_output_that_cannot_be_written_is_told_before_the_work(command, photo
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_picture_is_written_where_it_was_wanted(run, photo, tmp_path):
+def test_the_picture_is_written_where_it_was_wanted(run, tmp_path):
     pytest.importorskip("matplotlib")
-    for name, starts in (("a[x].PNG", b"\x89PNG"), ("b.jpg", b"\xff\xd8"), ("c.pdf", b"%PDF"), ("d.svg", b"<?xml")):
-        result = run("-o", tmp_path / name)
-        assert result.exit_code == 0, result.output
-        assert f"is drawn in {tmp_path / name}.\n" in result.output
-        assert (tmp_path / name).read_bytes().startswith(starts)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a[x].PNG", "b.jpg", "c.pdf", "d.svg", "photo.jpg"]
+    result = run("--classes", 4, "-o", tmp_path / "a[x].PDF")
+    assert result.exit_code == 0, result.output
+    assert f"is drawn in {tmp_path / 'a[x].PDF'}.\n" in result.output
+    assert (tmp_path / "a[x].PDF").read_bytes().startswith(b"%PDF")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a[x].PDF", "photo.jpg"]
 
 
 @pytest.mark.parametrize("name", [MODEL, "timm:resnet18"])
@@ -307,6 +306,7 @@ def test_weights_that_are_not_finite_or_too_large(run, audit, tmp_path):
     fails(run("--classes", 4, weights=("--weights", str(path))), "the model's output is not finite")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_broken_files_of_weights_are_errors_of_ours(tmp_path):
     state = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.zeros(2), "steps": torch.tensor(3)}
     whole = {}
@@ -328,11 +328,13 @@ def test_broken_files_of_weights_are_errors_of_ours(tmp_path):
             path.write_bytes(broken)
             model = torch.nn.Linear(3, 2)
             model.register_buffer("steps", torch.tensor(0))
+            fault = None
             try:
                 _load_weights(model, path)
             except ModelError as error:  # Anything else fails the test.
-                raised += 1
-                assert str(path) in str(error)
+                fault = str(error)
+            raised += fault is not None
+            assert fault is None or str(path) in fault
     assert raised > 100
 
 
