@@ -619,18 +619,18 @@ def test_a_weight_that_is_not_finite(data, trained, tmp_path, monkeypatch, name)
 
     monkeypatch.setattr(Run, "epoch", ruined)
     fails(run(data, tmp_path, epochs=3), f"{name} is not finite in epoch 3", "--lr", "checkpoint.pt")
-    for file in ("checkpoint.pt", "log.csv", "model.pt"):
-        if file == "checkpoint.pt":  # It was written again, when the training went on.
-            rows = torch.load(tmp_path / file, weights_only=True)["rows"]
-            assert [row["epoch"] for row in rows] == [1, 2]
-        else:
-            assert contents(tmp_path)[file] == before[file]
+    assert [contents(tmp_path)[file] == before[file] for file in ("log.csv", "model.pt")] == [True, True]
+    # It was written again, when the training went on.
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert [row["epoch"] for row in saved["rows"]] == [1, 2]
+    assert saved["model"][name].isfinite().all()
 
 
 def test_weights_to_begin_with_that_are_not_finite(data, tmp_path, no_work):
     state = Net(2).state_dict()
     for value, words in ((torch.nan, "weights that are not finite"), (3e38, "output of")):
-        state["fc.weight"].fill_(value)
+        for name in ("conv2.weight", "fc.weight"):
+            state[name].fill_(value)
         torch.save(state, tmp_path / "start.pt")
         fails(run(data, tmp_path / "out", weights=tmp_path / "start.pt"), words, "not finite")
 
