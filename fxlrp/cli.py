@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 # Torch takes seconds to import: what needs it is imported where it is used, so that --help is quick.
-from .errors import FxlrpError
+from .console import make_console, say
+from .errors import FxlrpError, ModelError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,10 +37,25 @@ class _Group(click.Group):
             ctx.exit(1)
 
 
-def _console() -> Console:
-    from rich.console import Console
+def _writes_a_picture(text: str, default: str | None = None) -> Callable[..., Any]:
+    """Adds the option that says where to draw. Whether that can be is looked at before anything else is done."""
 
-    return Console(highlight=False)
+    def checked(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
+        from .plot import check_picture
+
+        if path is not None:
+            check_picture(path)
+        return path
+
+    return click.option(
+        "-o",
+        "--output",
+        type=click.Path(path_type=Path),
+        default=None if default is None else Path(default),
+        show_default=default is not None,
+        callback=checked,
+        help=f"{text} Its ending says the format.",
+    )
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,14 +65,7 @@ def main() -> None:
 
 
 @main.command(epilog="Example: fxlrp demo -o demo.png")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("fxlrp_demo.png"),
-    show_default=True,
-    help="The picture to write.",
-)
+@_writes_a_picture("The picture to write.", "fxlrp_demo.png")
 def demo(output: Path) -> None:
     """Explain two photographs with a trained EfficientNet-Lite0.
 
@@ -64,7 +73,7 @@ def demo(output: Path) -> None:
     """
     from .demo import run
 
-    run(output, _console())
+    run(output, make_console())
 
 
 def _about_a_model(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,14 +106,7 @@ def _about_a_model(command: Callable[..., Any]) -> Callable[..., Any]:
 @main.command(epilog="Example: fxlrp explain cat.jpg --model torchvision:resnet50 --target tabby -o why.png")
 @click.argument("image", type=click.Path(path_type=Path))
 @_about_a_model
-@click.option(
-    "-o",
-    "--output",
-    type=click.Path(dir_okay=False, path_type=Path),
-    default=Path("relevance.png"),
-    show_default=True,
-    help="The picture to write.",
-)
+@_writes_a_picture("The picture to write.", "relevance.png")
 def explain(
     *, image: Path, name: str, weights: str | None, classes: int, composite: str, target: str | None, output: Path
 ) -> None:
@@ -113,9 +115,10 @@ def explain(
     from .plot import Panel, save
     from .twin import convert
 
-    console = _console()
+    console = make_console()
     loaded, picture, index = _load(console, image, name, weights, classes, composite, target)
     x = loaded.input(picture)
+    _check_output(loaded, x)
     with console.status("Converting the model …"):
         twin = convert(loaded.model, _composite(composite, loaded), example_inputs=x)
     with console.status("Explaining …"):
@@ -134,14 +137,14 @@ def explain(
         ],
         output,
     )
-    console.print(f"Why “{loaded.classes[index]}” ({chance:.1%}) is drawn in [bold]{output}[/].")
+    say(console, f"Why “{loaded.classes[index]}” ({chance:.1%}) is drawn in {output}.")
 
 
 @main.command(epilog="Example: fxlrp audit cat.jpg --model torchvision:resnet50 --composite epsilon_plus -o flow.png")
 @click.argument("image", type=click.Path(path_type=Path), required=False)
 @_about_a_model
 @click.option("--rows", default=20, show_default=True, type=click.IntRange(0), help="How many to print; 0 for all.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path), help="A picture of the flow to write.")
+@_writes_a_picture("A picture of the flow to write.")
 def audit(
     *,
     image: Path | None,
@@ -162,10 +165,11 @@ def audit(
     from .plot import flow, write
     from .twin import convert
 
-    console = _console()
+    console = make_console()
     loaded, picture, index = _load(console, image, name, weights, classes, composite, target)
     x = loaded.input(picture or _noise()).double()
     loaded.model.double()
+    _check_output(loaded, x)
     with console.status("Converting the model …"):
         twin = convert(loaded.model, _composite(composite, loaded), example_inputs=x)
     with console.status("Accounting …"):
@@ -176,10 +180,10 @@ def audit(
         f"input  {tuple(x.shape)}: {what}",
         f"why    {'the highest output' if index is None else loaded.classes[index]}, {composite}",
     ]
-    _print_plain(console, "\n".join([*lines, "", ledger.table(rows or None)]))
+    say(console, "\n".join([*lines, "", ledger.table(rows or None)]))
     if output is not None:
         write(flow(ledger, title=f"{name}, {composite}"), output)
-        console.print(f"The flow is drawn in [bold]{output}[/].")
+        say(console, f"The flow is drawn in {output}.")
     if not ledger.leak <= LEAK:
         worst = ledger.worst[0]
         raise FxlrpError(
@@ -255,16 +259,17 @@ def train(*, images: Path, masks: Path, output: Path, restart: bool, **settings:
 
     Needs the packages of the extra: pip install 'fxlrp[train]'
     """
-    from .isnet.train import CHECKPOINT, TrainSettings
+    from .isnet.checkpoint import CHECKPOINT
+    from .isnet.train import TrainSettings
     from .isnet.train import train as run
 
-    console = _console()
+    console = make_console()
     try:
         run(images, masks, output, TrainSettings(**settings), console, restart=restart)
     except KeyboardInterrupt:
         how = "The same command without --restart" if restart else "The same command"
         kept = (output / CHECKPOINT).exists()
-        console.print(f"Interrupted. {f'{how} continues after the last full epoch.' if kept else 'Nothing was saved.'}")
+        say(console, f"Interrupted. {f'{how} continues after the last full epoch.' if kept else 'Nothing was saved.'}")
         raise SystemExit(130) from None
 
 
@@ -278,7 +283,8 @@ def train(*, images: Path, masks: Path, output: Path, restart: bool, **settings:
     type=click.Path(dir_okay=False, path_type=Path),
     default=Path("fxlrp_models.json"),
     show_default=True,
-    help="The file to write; the table is written beside it, as Markdown. The same command again goes on with it.",
+    help="The file to write, a .json; the table is written beside it, as Markdown. The same command again goes on with "
+    "it.",
 )
 @click.option("--jobs", default=1, show_default=True, type=click.IntRange(1), help="Models at a time.")
 @click.option("--seconds", default=900.0, show_default=True, help="After which a model is given up.")
@@ -306,16 +312,18 @@ def models(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
     from .composites import resolve
+    from .files import check_output, write_file
     from .zoo import Sweep
     from .zoo.sweep import table
 
+    written = output.with_suffix(".md")
+    check_output(output, [".json"])
+    check_output(written)
     resolve(composite)
     # Functions of one's own are found where one stands, as by python -m.
     sys.path.insert(0, os.getcwd())
-    console = _console()
-    if restart:
-        output.unlink(missing_ok=True)
-    sweep = Sweep(output, composite)
+    console = make_console()
+    sweep = Sweep(output, composite, restart=restart)
     walk = lambda models: track(models, "Looking for the smallest", console=console, transient=True)
     wanted = [name for each in what for name in sweep.names(each, every=every, progress=walk)]
     if retry:
@@ -326,12 +334,11 @@ def models(
         for trial in sweep.run(wanted, jobs=jobs, seconds=seconds):
             progress.advance(task)
             if not trial.passed:
-                _print_plain(progress.console, f"{trial.name}: {trial.failure}")
+                say(progress.console, f"{trial.name}: {trial.failure}")
     trials = [sweep.trials[name] for name in wanted]
-    written = output.with_suffix(".md")
-    written.write_text(table([*sweep.trials.values()]) + "\n")
+    write_file(written, lambda file: file.write(f"{table([*sweep.trials.values()])}\n".encode()))
     failed = [trial for trial in trials if not trial.passed]
-    console.print(f"{len(trials) - len(failed)} of {len(trials)} models pass; the table is [bold]{written}[/].")
+    say(console, f"{len(trials) - len(failed)} of {len(trials)} models pass; the table is {written}.")
     if failed:
         raise SystemExit(1)
 
@@ -347,13 +354,23 @@ def _load(
 ) -> tuple[LoadedModel, Any, int | None]:
     """The model, the image, and the index of the class. What is wrong is told before the work, not after."""
     from .composites import resolve
-    from .zoo import find_class, load, read_image
+    from .images import read_image
+    from .zoo import find_class, load
 
     resolve(composite)
     picture = None if image is None else read_image(image)
-    with console.status(f"Loading {name} …"):
+    with console.status("Loading the model …"):
         loaded = load(name, weights, classes=classes)
     return loaded, picture, None if target is None else find_class(loaded.classes, target)
+
+
+def _check_output(loaded: LoadedModel, x: Any) -> None:
+    """See that the model tells something: of weights that are too large, there is nothing to explain."""
+    import torch
+
+    with torch.no_grad():
+        if not loaded.model(x).isfinite().all():
+            raise ModelError("the model's output is not finite (NaN or infinite): its weights are too large")
 
 
 def _noise() -> Any:
@@ -368,11 +385,6 @@ def _noise() -> Any:
         pixels += torch.nn.functional.interpolate(grid, size=(size, size), mode="bilinear")
     pixels = (0.5 + 0.25 * pixels / pixels.std()).clamp(0, 1)
     return Image.fromarray((255 * pixels[0]).byte().permute(1, 2, 0).numpy())
-
-
-def _print_plain(console: Console, text: str) -> None:
-    """Print text as it is: lines are not wrapped, brackets are no markup."""
-    console.print(text, soft_wrap=True, markup=False, emoji=False)
 
 
 def _composite(name: str, loaded: LoadedModel) -> Composite | str:

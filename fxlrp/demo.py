@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from zennit.composites import EpsilonGammaBox, EpsilonPlus, EpsilonPlusFlat
 from zennit.core import Composite
 
+from .console import printable, say
 from .errors import MissingExtraError, ModelError
-from .plot import Panel, heatmap, save
+from .plot import Panel, check_picture, heatmap, save
 from .twin import Twin, convert
 from .zoo import LoadedModel, find_class, load
 
@@ -154,6 +156,7 @@ def run(path: str | Path, console: Console) -> None:
     InputError
         If the picture cannot be written.
     """
+    check_picture(path)
     photos = photographs()
     with console.status("Loading EfficientNet-Lite0 …"):
         loaded = load_model()
@@ -167,7 +170,7 @@ def run(path: str | Path, console: Console) -> None:
     with console.status("Drawing …"):
         save(rows, path, names=[photo.name for photo in photos])
     console.print(LEGEND)
-    console.print(f"The picture is in [bold]{path}[/].")
+    say(console, f"The picture is in {path}.")
 
 
 def _explain(photo: Photo, loaded: LoadedModel, twins: dict[str, Twin], console: Console) -> list[Panel]:
@@ -207,7 +210,7 @@ def top_table(output: Tensor, classes: list[str], *, count: int = 5, title: str 
         column.justify = "right"
     chances = output.softmax(0)
     for index in output.topk(min(count, len(output))).indices.tolist():
-        table.add_row(classes[index], f"{chances[index]:.1%}", f"{output[index]:.2f}")
+        table.add_row(Text(printable(classes[index])), f"{chances[index]:.1%}", f"{output[index]:.2f}")
     return table
 
 

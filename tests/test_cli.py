@@ -1,5 +1,11 @@
-"""The command line: pictures, and errors that fit in a line."""
+"""The command line: pictures, and errors that fit in a line.
 
+Guards against work that is lost because its output cannot be written, against raw errors of broken images and files of
+weights, and against random weights that differ from run to run.
+"""
+
+import contextlib
+import random
 import sys
 
 import pytest
@@ -14,6 +20,7 @@ from fxlrp.cli import main
 from fxlrp.errors import FxlrpError, ModelError, TargetError
 from fxlrp.ledger import Ledger, Row
 from fxlrp.zoo import class_names, find_class, load
+from fxlrp.zoo.by_name import _load_weights
 
 MODEL = "torchvision:squeezenet1_1"
 
@@ -212,3 +219,137 @@ def test_help_and_version():
         assert result.exit_code == 0
         assert "Usage" in result.output
     assert "0.1.0" in CliRunner().invoke(main, ["--version"]).output
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Whatever takes long fails the test."""
+
+    def worked(*_, **__):
+        pytest.fail("there was work before the error")
+
+    for place in ("fxlrp.zoo.load", "fxlrp.demo.load_model", "fxlrp.demo.photographs", "fxlrp.images.read_image"):
+        monkeypatch.setattr(place, worked)
+    monkeypatch.setattr("fxlrp.zoo.Sweep", worked)
+
+
+@pytest.mark.parametrize("command", ["demo", "explain", "audit", "models"])
+def test_an_output_that_cannot_be_written_is_told_before_the_work(command, photo, tmp_path, no_work):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "folder.json").mkdir()
+    ending = ".json" if command == "models" else ".png"
+    words = {
+        "demo": ["demo"],
+        "explain": ["explain", str(photo), "--model", MODEL],
+        "audit": ["audit", str(photo), "--model", MODEL],
+        "models": ["models", "torchvision"],
+    }[command]
+    before = sorted(tmp_path.iterdir())
+    for name, parts in (
+        (f"none/out{ending}", ("there is no folder", "none")),
+        ("out", ("has no ending", ending)),
+        ("out.nonsense", ("ends in .nonsense", ending)),
+    ):
+        fails(CliRunner().invoke(main, [*words, "-o", str(tmp_path / name)]), "cannot write", *parts)
+    result = CliRunner().invoke(main, [*words, "-o", str(tmp_path / f"folder{ending}")])
+    assert result.exit_code in (1, 2)
+    assert "director" in result.stderr or "folder" in result.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_picture_is_written_where_it_was_wanted(run, tmp_path):
+    pytest.importorskip("matplotlib")
+    result = run("--classes", 4, "-o", tmp_path / "a[x].PDF")
+    assert result.exit_code == 0, result.output
+    assert f"is drawn in {tmp_path / 'a[x].PDF'}.\n" in result.output
+    assert (tmp_path / "a[x].PDF").read_bytes().startswith(b"%PDF")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a[x].PDF", "photo.jpg"]
+
+
+@pytest.mark.parametrize("name", [MODEL, "timm:resnet18"])
+def test_random_weights_are_always_the_same(name):
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    torch.manual_seed(1)
+    first = load(name, "random", classes=4).model.state_dict()
+    torch.manual_seed(2)
+    state = torch.random.get_rng_state()
+    second = load(name, "random", classes=4).model.state_dict()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    weights = next(value for value in first.values() if value.ndim == 4)
+    assert weights.std() > 0
+    # What training begins with is drawn anew.
+    assert not torch.equal(*(next(load(name, "initial", classes=4).model.parameters()) for _ in range(2)))
+
+
+def test_images_that_cannot_be_explained(run, audit, photo, tmp_path, monkeypatch):
+    cut = tmp_path / "cut.jpg"
+    cut.write_bytes(photo.read_bytes()[:700])
+    fails(run(image=cut), "cut.jpg is not an image that can be read: it is broken")
+    fails(audit(cut), "cut.jpg is not an image that can be read: it is broken")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 90)
+    fails(run(), "photo.jpg has more pixels than are read at once", "smaller")
+
+
+def test_weights_that_are_not_finite_or_too_large(run, audit, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "weights.pth"
+    state = torchvision.models.squeezenet1_1(num_classes=4).state_dict()
+    for value in (float("nan"), float("inf")):
+        state["classifier.1.weight"][1, 2] = value
+        torch.save(state, path)
+        fails(run("--classes", 4, weights=("--weights", str(path))), "not finite", "classifier.1.weight")
+    state["classifier.1.weight"].fill_(3e38)
+    torch.save(state, path)
+    fails(run("--classes", 4, weights=("--weights", str(path))), "the model's output is not finite")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+def test_broken_files_of_weights_are_errors_of_ours(tmp_path):
+    state = {"weight": torch.arange(6.0).view(2, 3), "bias": torch.zeros(2), "steps": torch.tensor(3)}
+    whole = {}
+    for name, options in (("zip.pth", {}), ("old.pth", {"_use_new_zipfile_serialization": False})):
+        torch.save(state, tmp_path / name, **options)
+        whole[name] = (tmp_path / name).read_bytes()
+    with contextlib.suppress(ImportError):
+        from safetensors.torch import save_file
+
+        save_file(state, tmp_path / "x.safetensors")
+        whole["x.safetensors"] = (tmp_path / "x.safetensors").read_bytes()
+    rng, raised = random.Random(0), 0
+    for name, data in whole.items():
+        path = tmp_path / f"broken_{name}"
+        for trial in range(120):
+            broken = bytearray(data[: rng.randrange(len(data))] if trial % 3 == 0 else data)
+            for _ in range(rng.choice([1, 4, 20]) if trial % 3 and broken else 0):
+                broken[rng.randrange(len(broken))] = rng.randrange(256)
+            path.write_bytes(broken)
+            model = torch.nn.Linear(3, 2)
+            model.register_buffer("steps", torch.tensor(0))
+            fault = None
+            try:
+                _load_weights(model, path)
+            except ModelError as error:  # Anything else fails the test.
+                fault = str(error)
+            raised += fault is not None
+            assert fault is None or str(path) in fault
+    assert raised > 100
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {1: torch.zeros(2)},
+        {"weight": torch.zeros(2, 3).to_sparse(), "bias": torch.zeros(2)},
+        {"weight": torch.zeros(2, 3, device="meta"), "bias": torch.zeros(2)},
+        {"weight": torch.zeros(2, 3), "bias": "none"},
+        torch.zeros(2),
+    ],
+    ids=["numbers for names", "sparse", "without data", "text", "a tensor"],
+)
+def test_weights_that_are_something_else(tmp_path, state):
+    torch.save(state, tmp_path / "x.pth")
+    with pytest.raises(ModelError, match=r"x\.pth"):
+        _load_weights(torch.nn.Linear(3, 2), tmp_path / "x.pth")

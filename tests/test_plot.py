@@ -11,7 +11,7 @@ from torch import nn
 import fxlrp
 from fxlrp.errors import InputError, MissingExtraError
 from fxlrp.ledger import Ledger, Row
-from fxlrp.plot import Panel, clip, flow, heatmap, save, write
+from fxlrp.plot import Panel, clip, figure, flow, heatmap, save, write
 from fxlrp.plot.groups import SHARES, flow_graph
 
 
@@ -288,3 +288,27 @@ def test_a_flow_that_cannot_be_written(tmp_path):
     pytest.importorskip("matplotlib")
     with pytest.raises(InputError, match="cannot write"):
         write(flow(made_up(1)), tmp_path / "no" / "such.png")
+
+
+NAME = "$5_{$ [x]"
+
+
+@pytest.mark.parametrize("ending", ["png", "PNG", "jpg", "pdf", "svg"])
+def test_names_are_no_formulas(tmp_path, ending):
+    panels = [[Panel(NAME, torch.zeros(3, 4, 4))]]
+    save(panels, tmp_path / f"picture.{ending}", names=[NAME])
+    grid, account = figure(panels, names=[NAME]), flow(made_up(2), title=NAME)
+    assert grid.axes[0].get_title() == NAME
+    assert NAME in [text.get_text() for text in grid.texts]
+    assert NAME in [text.get_text() for text in account.texts]
+    write(account, tmp_path / f"flow.{ending}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"flow.{ending}", f"picture.{ending}"]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("picture", "no ending"), ("picture.txt", r"\.png"), ("no/x.png", "folder")]
+)
+def test_a_picture_is_written_where_it_was_wanted_or_not_at_all(tmp_path, name, words):
+    with pytest.raises(InputError, match=words):
+        save([[Panel("", torch.zeros(3, 4, 4))]], tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

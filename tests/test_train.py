@@ -1,8 +1,13 @@
-"""`fxlrp train`: what is read, what is written, and that an interruption changes nothing."""
+"""`fxlrp train`: what is read, what is written, and that an interruption changes nothing.
+
+Guards against work that is lost: to a second process, a full disk, a broken checkpoint or image, numbers that are not
+finite, or names that are taken for markup.
+"""
 
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import runpy
@@ -20,11 +25,14 @@ from torch.utils.data import default_collate
 from torchvision.models import resnet18
 
 import fxlrp
-from fxlrp import cli, zoo
+from fxlrp import cli, files, zoo
 from fxlrp.errors import InputError, MaskError
-from fxlrp.isnet.data import MaskedImages, Sample, read_folder, read_mask, split
+from fxlrp.images import read_mask
+from fxlrp.isnet.data import MaskedImages, Sample, read_folder, split
+from fxlrp.isnet.run import Run
 from fxlrp.isnet.train import COLUMNS, background_share
 from fxlrp.isnet.variants import Settings, epsilon_composite
+from fxlrp.lock import alone_in
 
 accelerate = pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
@@ -475,6 +483,156 @@ def test_errors_of_the_command(data, tmp_path, monkeypatch):
         fails(run(data, tmp_path), "matplotlib", "fxlrp[train]")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     fails(run(data, tmp_path), "accelerate", "fxlrp[train]")
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def no_work(monkeypatch):
+    """Whatever takes long fails the test."""
+
+    def worked(*_, **__):
+        pytest.fail("there was work before the error")
+
+    monkeypatch.setattr("fxlrp.isnet.train.calibrate", worked)
+    monkeypatch.setattr(Run, "epoch", worked)
+
+
+def test_a_second_process_writes_nothing(data, trained, no_work):
+    output, _ = trained
+    before = contents(output)
+    with alone_in(output):
+        fails(run(data, output, epochs=3), "is in use by process", str(os.getpid()), "another folder")
+        fails(run(data, output, "--restart", epochs=3), "is in use by process")
+    assert contents(output) == before
+
+
+def missing_part(saved):
+    del saved["optimizer"]
+
+
+def other_type(saved):
+    saved["rows"] = "rows"
+
+
+def no_conditions(saved):
+    saved["conditions"] = {}
+
+
+def other_shape(saved):
+    saved["model"]["fc.weight"] = torch.zeros(3, 3)
+
+
+def other_optimizer(saved):
+    saved["optimizer"] = {"state": {}, "param_groups": []}
+
+
+def spoiled(spoil):
+    def write(path):
+        saved = torch.load(path, weights_only=True)
+        spoil(saved)
+        torch.save(saved, path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda path: path.write_bytes(b""), "is broken, or no checkpoint"),
+        (lambda path: path.write_bytes(path.read_bytes()[:2000]), "is broken, or no checkpoint"),
+        (lambda path: path.write_text("no checkpoint"), "is broken, or no checkpoint"),
+        (lambda path: torch.save(Net(2).state_dict(), path), "is no checkpoint of fxlrp train"),
+        (lambda path: torch.save([1], path), "is no checkpoint of fxlrp train"),
+        (spoiled(missing_part), "is no checkpoint of fxlrp train"),
+        (spoiled(other_type), "is no checkpoint of fxlrp train"),
+        (spoiled(no_conditions), "other settings"),
+        (spoiled(other_shape), "does not fit the model"),
+        (spoiled(other_optimizer), "does not fit the model"),
+    ],
+    ids=["empty", "cut", "text", "weights", "list", "part", "type", "conditions", "shape", "optimizer"],
+)
+def test_a_checkpoint_that_is_of_no_use(data, trained, tmp_path, no_work, spoil, words):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    spoil(tmp_path / "checkpoint.pt")
+    before = contents(tmp_path)
+    fails(run(data, tmp_path, epochs=3), "checkpoint.pt", words, "--restart")
+    assert contents(tmp_path) == before
+
+
+def test_a_full_disk_loses_nothing(data, trained, tmp_path, monkeypatch):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    before = contents(tmp_path)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        fails(run(data, tmp_path, epochs=3), "cannot write", "checkpoint.pt", "No space left on device")
+    assert contents(tmp_path) == before
+    (tmp_path / ".checkpoint.pt.1.tmp").write_text("of a process that was killed")
+    assert "Continuing after epoch 2" in succeeds(run(data, tmp_path, epochs=3))
+    assert contents(tmp_path).keys() == before.keys()
+    assert [row["epoch"] for row in log(tmp_path)] == ["1", "2", "3"]
+
+
+def test_an_output_that_cannot_be_written_is_told_before_the_work(data, tmp_path, no_work):
+    for name in ("checkpoint.pt", "log.csv", "settings.json", "model.pt", "heatmaps.png"):
+        (tmp_path / name / name).mkdir(parents=True)
+        fails(run(data, tmp_path / name), "cannot write", name, "it is a folder")
+
+
+def test_a_broken_file_is_told_before_the_work(data, tmp_path, no_work):
+    shutil.copytree(data, tmp_path / "data")
+    for kind in ("masks", "images"):
+        path = tmp_path / "data" / kind / "pear" / "3.png"
+        path.write_bytes(path.read_bytes()[:-30])
+        fails(run(tmp_path / "data", tmp_path / "out"), str(path), "it is broken")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_names_are_no_markup(data, tmp_path):
+    for old, new in (("apple", "$5_{$"), ("pear", "[x]")):
+        for kind in ("images", "masks"):
+            shutil.copytree(data / kind / old, tmp_path / "[/data]" / kind / new)
+    output = tmp_path / "[bold]out :cat:"
+    printed = succeeds(run(tmp_path / "[/data]", output, calibration_epochs=0))
+    assert f"The model is {output / 'model.pt'}, with" in printed
+    assert json.loads((output / "settings.json").read_text())["classes"] == ["$5_{$", "[x]"]
+    assert (output / "heatmaps.png").stat().st_size > 0
+
+
+@pytest.mark.parametrize("name", ["fc.weight", "norm.running_var"])
+def test_a_weight_that_is_not_finite(data, trained, tmp_path, monkeypatch, name):
+    shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
+    before = contents(tmp_path)
+    epoch = Run.epoch
+
+    def ruined(self, *arguments):
+        row = epoch(self, *arguments)
+        with torch.no_grad():
+            self.model.state_dict()[name].view(-1)[0] = torch.nan
+        return row
+
+    monkeypatch.setattr(Run, "epoch", ruined)
+    fails(run(data, tmp_path, epochs=3), f"{name} is not finite in epoch 3", "--lr", "checkpoint.pt")
+    assert [contents(tmp_path)[file] == before[file] for file in ("log.csv", "model.pt")] == [True, True]
+    # It was written again, when the training went on.
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert [row["epoch"] for row in saved["rows"]] == [1, 2]
+    assert saved["model"][name].isfinite().all()
+
+
+def test_weights_to_begin_with_that_are_not_finite(data, tmp_path, no_work):
+    state = Net(2).state_dict()
+    for value, words in ((torch.nan, "weights that are not finite"), (3e38, "output of")):
+        for name in ("conv2.weight", "fc.weight"):
+            state[name].fill_(value)
+        torch.save(state, tmp_path / "start.pt")
+        fails(run(data, tmp_path / "out", weights=tmp_path / "start.pt"), words, "not finite")
 
 
 def test_python_m(monkeypatch, capsys):

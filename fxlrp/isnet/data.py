@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +16,16 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError, MaskError
-from ..zoo import read_image
+from ..images import read_image, read_mask
 from .loss import mask_at
 
-__all__ = ["Folder", "MaskedImages", "Sample", "read_folder", "read_mask", "split"]
+__all__ = ["Folder", "MaskedImages", "Sample", "read_folder", "split"]
 
 ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 """What files are images."""
+
+AT_A_TIME = 64
+"""How many samples are checked by several threads, before progress is shown."""
 
 ASPECT = 0.02
 """How far the aspects of an image and its mask may differ: both were rounded to pixels."""
@@ -54,13 +59,21 @@ class Folder:
     unused: int
 
 
-def read_folder(images: str | Path, masks: str | Path) -> Folder:
+Progress = Callable[[Sequence[Any]], Iterable[Any]]
+"""Walks through something, and may show how far it is."""
+
+
+def read_folder(images: str | Path, masks: str | Path, *, progress: Progress = iter) -> Folder:
     """Find images, ``images/<class>/<name>.<ending>``, and their masks: the same under `masks`, with any ending.
+
+    All are read once, whole: a broken one is found here.
 
     Parameters
     ----------
     images, masks : str or Path
         The two folders. What starts with a dot is not looked at; folders within a class belong to it.
+    progress : callable
+        As `rich.progress.track`, for the reading.
 
     Returns
     -------
@@ -97,8 +110,9 @@ def read_folder(images: str | Path, masks: str | Path) -> Folder:
     if not used:
         example = samples[0].image.relative_to(images).with_suffix(".png")
         raise MaskError(f"{masks} has no mask of any of the {len(samples)} images: one is {masks / example}")
-    for sample in samples:
-        _check(sample)
+    with ThreadPoolExecutor() as pool:
+        for start in progress(range(0, len(samples), AT_A_TIME)):
+            list(pool.map(_check, samples[start : start + AT_A_TIME]))
     return Folder(classes, samples, len(known) - len(used))
 
 
@@ -162,33 +176,6 @@ class MaskedImages(Dataset[tuple[Tensor, int, Tensor, bool]]):
         return x, sample.label, mask_at(read_mask(sample.mask)[None, None], size)[0, 0], True
 
 
-def read_mask(path: str | Path) -> Tensor:
-    """Read a mask: foreground where it is half as bright as white, or brighter.
-
-    One without anything so bright holds labels, as one with a palette does: foreground is what is not 0, or black.
-
-    Returns
-    -------
-    Tensor
-        (h, w), bool.
-
-    Raises
-    ------
-    MaskError
-        If it cannot be read.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.mode == "P":
-                return torch.from_numpy(np.array(image.convert("RGB")).any(-1))
-            deep = image.mode.startswith(("I", "F"))
-            values = np.array(image if deep else image.convert("L"))
-    except OSError as error:
-        raise MaskError(f"{path} is not a mask that can be read: {error.strerror or error}") from error
-    half = 2**15 if deep else 2**7
-    return torch.from_numpy(values >= half if values.max() >= half else values > 0)
-
-
 def _files(folder: Path, kind: type[Exception]) -> list[Path]:
     if not folder.is_dir():
         raise kind(f"{folder} is not a folder")
@@ -197,20 +184,12 @@ def _files(folder: Path, kind: type[Exception]) -> list[Path]:
 
 
 def _check(sample: Sample) -> None:
-    """Open the files of a sample: what is wrong with one is said before the training, not in its midst."""
-    width, height = _size(sample.image, InputError)
+    """Read the files of a sample: what is wrong with one is said before the training, not in its midst."""
+    width, height = read_image(sample.image).size
     if sample.mask is not None:
-        own = _size(sample.mask, MaskError)
-        if abs(own[0] * height / (own[1] * width) - 1) > ASPECT:
+        own_height, own_width = read_mask(sample.mask).shape
+        if abs(own_width * height / (own_height * width) - 1) > ASPECT:
             raise MaskError(
-                f"{sample.mask} is {own[0]} x {own[1]} and its image {width} x {height}: a mask shows the whole image, "
-                "at any scale"
+                f"{sample.mask} is {own_width} x {own_height} and its image {width} x {height}, upright: a mask shows "
+                "the whole image, at any scale"
             )
-
-
-def _size(path: Path, kind: type[Exception]) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except OSError as error:
-        raise kind(f"{path} is not an image that can be read") from error

@@ -124,8 +124,8 @@ def flow(ledger: Ledger, *, groups: int = 40, title: str = "Where relevance goes
         _bars(axes(x + NUMBER_INCHES, BARS_INCHES), column)
         drawing.text(x / width, 1 - 0.9 / height, column.title, fontsize=9, weight="bold")
     drawing.text(starts[1] / width, 1 - 0.9 / height, "output first", fontsize=9, weight="bold")
-    drawing.text(GAP_INCHES / width, 1 - 0.28 / height, title, fontsize=13, weight="bold")
-    drawing.text(GAP_INCHES / width, 1 - 0.52 / height, _summary(ledger, unit, meaning), fontsize=9)
+    drawing.text(GAP_INCHES / width, 1 - 0.28 / height, title, fontsize=13, weight="bold", parse_math=False)
+    drawing.text(GAP_INCHES / width, 1 - 0.52 / height, _summary(ledger, unit, meaning), fontsize=9, parse_math=False)
     _legend(drawing, unit)
     return drawing
 
@@ -196,8 +196,8 @@ def _labels(axes: Any, labels: Sequence[tuple[str, str]], width: float, second: 
     axes.set_axis_off()
     axes.set_xlim(0, width)
     for row, (name, note) in enumerate(labels):
-        axes.text(0, row, name, va="center", **FONT)
-        axes.text(second, row, note, va="center", color="#777777", **FONT)
+        axes.text(0, row, name, va="center", parse_math=False, **FONT)
+        axes.text(second, row, note, va="center", color="#777777", parse_math=False, **FONT)
 
 
 def _numbers(axes: Any, column: _Column) -> None:

@@ -137,11 +137,13 @@ def figure(rows: Sequence[Sequence[Panel]], *, percentile: float = 99.5, names: 
         for j, panel in enumerate(row):
             cell = axes(left + j * (PANEL_INCHES + MARGIN_INCHES), top, PANEL_INCHES, PANEL_INCHES)
             cell.imshow(_pixels(panel, percentile).numpy(force=True))
-            cell.set_title(panel.title, fontsize=9, pad=4)
+            cell.set_title(panel.title, fontsize=9, pad=4, parse_math=False)  # A name may hold a $.
             cell.set_axis_off()
         if i < len(names):
             middle = 1 - (top + PANEL_INCHES / 2) / height
-            drawing.text(0.2 / width, middle, names[i], rotation=90, ha="center", va="center", fontsize=11)
+            drawing.text(
+                0.2 / width, middle, names[i], rotation=90, ha="center", va="center", fontsize=11, parse_math=False
+            )
     length = min(0.7 * width, 2 * PANEL_INCHES)  # The outer labels stand out on both sides.
     bar = axes((width - length) / 2, height - BAR_INCHES + 0.15, length, 0.13)
     scale = drawing.colorbar(ScalarMappable(Normalize(-1, 1), COLORS), cax=bar, orientation="horizontal")

@@ -1,6 +1,6 @@
 """Models of torchvision, timm and transformers: loading one by its name, and putting many through conversion."""
 
-from .by_name import INITIAL, RANDOM, LoadedModel, class_names, find_class, load, read_image
+from .by_name import INITIAL, RANDOM, LoadedModel, class_names, find_class, load
 from .catalogue import Sample, build, names
 from .sweep import Sweep
 from .trial import Trial, try_out
@@ -17,6 +17,5 @@ __all__ = [
     "find_class",
     "load",
     "names",
-    "read_image",
     "try_out",
 ]

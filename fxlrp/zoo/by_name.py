@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import difflib
-import pickle
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError, MissingExtraError, ModelError, TargetError
+from ..errors import MissingExtraError, ModelError, TargetError
 from ..testing.models import trained
 
-__all__ = ["LoadedModel", "class_names", "find_class", "load", "read_image"]
+__all__ = ["LoadedModel", "class_names", "find_class", "load"]
 
 RANDOM = "random"
 """What stands for a file of weights where random ones are wanted, as training leaves them."""
@@ -69,8 +70,8 @@ def load(name: str, weights: str | Path | None = None, *, classes: int = 1000) -
         ``torchvision:NAME`` or ``timm:NAME``.
     weights : str, Path or None
         A state dict (.pth, .pt or .safetensors; also under the keys "state_dict" or "model"); "random", as training
-        leaves them; "initial", as the library begins with. None: the library's pretrained weights, which it may have
-        to download.
+        leaves them, always the same; "initial", as the library begins with, drawn from the global generator. None: the
+        library's pretrained weights, which it may have to download.
     classes : int
         The number of the model's outputs.
 
@@ -82,7 +83,7 @@ def load(name: str, weights: str | Path | None = None, *, classes: int = 1000) -
     Raises
     ------
     ModelError
-        If there is no such model, its weights cannot be had, or they do not fit.
+        If there is no such model, its weights cannot be had, do not fit, or are not finite.
     MissingExtraError
         If timm is needed and not installed.
     """
@@ -90,7 +91,8 @@ def load(name: str, weights: str | Path | None = None, *, classes: int = 1000) -
     if library not in _LIBRARIES or not short:
         raise ModelError(f"a model is given as torchvision:NAME or timm:NAME, not '{name}'")
     pretrained = weights is None
-    model, transform, mean, std = _LIBRARIES[library](short, pretrained, classes)
+    with _seeded() if str(weights) == RANDOM else nullcontext():
+        model, transform, mean, std = _LIBRARIES[library](short, pretrained, classes)
     if str(weights) == RANDOM:
         # Fresh batch norms and biases would make any rule look well.
         trained(model).float()
@@ -130,25 +132,6 @@ def find_class(classes: Sequence[str], wanted: str) -> int:
         return lower.index(wanted.lower())
     within = [name for name in lower if wanted.lower() in name]
     raise TargetError(f"there is no class '{wanted}'.{_near(wanted.lower(), lower, within)}")
-
-
-def read_image(path: str | Path) -> Any:
-    """Read an image file as a PIL image.
-
-    Raises
-    ------
-    InputError
-        If there is none, or it is not an image.
-    """
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except UnidentifiedImageError as error:
-        raise InputError(f"{path} is not an image that can be read") from error
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _torchvision(name: str, pretrained: bool, classes: int) -> tuple[nn.Module, Callable[[Any], Tensor], Any, Any]:
@@ -213,6 +196,14 @@ def _no_download(name: str, error: Exception) -> ModelError:
     )
 
 
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """What is drawn within is always the same, and the global generator is where it was afterwards."""
+    with torch.random.fork_rng(devices=()):
+        torch.default_generator.manual_seed(0)
+        yield
+
+
 def _load_weights(model: nn.Module, path: Path) -> None:
     state = _read_weights(path)
     expected = model.state_dict()
@@ -227,38 +218,46 @@ def _load_weights(model: nn.Module, path: Path) -> None:
     faults = [f"{what}: {_some(keys)}" for what, keys in parts if keys]
     if faults:
         raise ModelError(f"{path} does not fit the model; {'; '.join(faults)}")
-    model.load_state_dict(state)
+    # A constant of the model's own may be infinite.
+    finite = [key for key, value in expected.items() if value.isfinite().all()]
+    try:
+        model.load_state_dict(state)
+    except Exception as error:  # Of all kinds: for tensors that are sparse, without data, ...
+        reason = " ".join(str(error).split())
+        raise ModelError(f"{path} holds tensors that the model cannot take: {reason}") from error
+    broken = [key for key in finite if not expected[key].isfinite().all()]
+    if broken:
+        raise ModelError(f"{path} holds weights that are not finite (NaN or infinite): {_some(broken)}")
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:
+    read = _read_safetensors if path.suffix == ".safetensors" else partial(torch.load, weights_only=True)
     try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ModelError(f"cannot read {path}: {error.strerror or error}") from error
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        path.open("rb").close()
+        state = read(path, map_location="cpu")
+    except MissingExtraError:
+        raise
+    # Of broken files, parsers raise whatever they happen to.
+    except Exception as error:
+        if isinstance(error, OSError) and error.strerror:
+            raise ModelError(f"cannot read {path}: {error.strerror}") from error
         raise ModelError(
             f"{path} is not a file of weights, or holds more than weights, which is not safe to load"
         ) from error
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in state.items()):
         raise ModelError(f"{path} holds no state dict: it should map names to tensors")
     return state
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _read_safetensors(path: Path, map_location: str) -> dict[str, Tensor]:
     try:
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
     except ImportError as error:
         raise MissingExtraError(f"reading {path}", "safetensors", "timm") from error
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ModelError(f"{path} is not a file of weights: {error}") from error
+    return load_file(path, map_location)
 
 
 def _some(keys: Sequence[str], count: int = 3) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
+from ..files import write_file
 from .catalogue import LIBRARIES, Progress, build, names
 from .trial import Trial, try_out
 
@@ -34,6 +35,8 @@ class Sweep:
         A JSON file: read if it is there, written after each trial.
     composite : str
         The rules, by the name of a zennit composite.
+    restart : bool
+        Whether what is in the file is left unread, and written over by the first trial.
 
     Attributes
     ----------
@@ -46,12 +49,12 @@ class Sweep:
         If the file is not one of a sweep, or of one with another composite or other versions of the libraries.
     """
 
-    def __init__(self, path: Path, composite: str = "epsilon_plus") -> None:
+    def __init__(self, path: Path, composite: str = "epsilon_plus", *, restart: bool = False) -> None:
         self.path = path
         self.conditions: dict[str, Any] = {"composite": composite, "versions": _versions()}
         self.trials: dict[str, Trial] = {}
         self._chosen: dict[str, list[str]] = {}
-        if path.exists():
+        if path.exists() and not restart:
             try:
                 kept = json.loads(path.read_text())
                 conditions = kept["conditions"]
@@ -113,9 +116,7 @@ class Sweep:
     def _write(self) -> None:
         rows = [asdict(trial) for trial in self.trials.values()]
         text = json.dumps({"conditions": self.conditions, "chosen": self._chosen, "trials": rows}, indent=1)
-        part = self.path.with_suffix(f"{self.path.suffix}.part")
-        part.write_text(text + "\n")
-        part.replace(self.path)
+        write_file(self.path, lambda file: file.write(f"{text}\n".encode()))
 
 
 def _versions() -> dict[str, str]:
