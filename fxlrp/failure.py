@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
+import torch
 from torch import nn
 
 from .graph import is_users
@@ -16,6 +19,8 @@ from .graph import is_users
 __all__ = ["without_graphs", "why_not"]
 
 _LOGGERS = [logging.getLogger(f"torch.fx.experimental.{name}") for name in ("recording", "symbolic_shapes")]
+
+_QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized|torch\.ao\.quantization\.(observer|fake_quantize)")
 
 
 class _WithoutGraphs:
@@ -54,7 +59,7 @@ def why_not(model: nn.Module, error: Exception) -> str:
     path, module = _innermost(model, error)
     place = f" in module '{path}' ({type(module).__name__})" if path else ""
     reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return f"{type(model).__name__} cannot be captured{place}{line}: {reason}{_hint(module, error)}"
+    return f"{type(model).__name__} cannot be captured{place}{line}: {reason}{_hint(model, module, error)}"
 
 
 def _innermost(model: nn.Module, error: Exception) -> tuple[str, nn.Module]:
@@ -64,11 +69,20 @@ def _innermost(model: nn.Module, error: Exception) -> tuple[str, nn.Module]:
     return next((paths[one] for one in reversed(called) if one in paths), ("", model))
 
 
-def _hint(module: nn.Module, error: Exception) -> str:
+def _hint(model: nn.Module, module: nn.Module, error: Exception) -> str:
     if type(module).__module__.startswith("torchvision.transforms"):
         return (
             ". What prepares images is no part of what can be explained: apply it before, and convert the model without "
             "it (of a Sequential, model[1:])"
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        return ". It is TorchScript: put the nn.Module that it was made from in its place"
+    if quantized := [path for path, part in model.named_modules() if _QUANTIZED.match(type(part).__module__)]:
+        return f". '{quantized[0]}' is quantized: explain the floating-point model that it was made from"
+    if isinstance(error, TypeError) and module is model:
+        return (
+            f". Its forward takes {inspect.signature(model.forward)}: give the inputs in a tuple, in this order; a batch "
+            "is one tensor, made with torch.stack"
         )
     if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
         return (

@@ -17,6 +17,7 @@ from . import composites
 from .assign import Step, Unsupported
 from .canonizers.report import Report, report
 from .capture import Output, snapshot
+from .given import check_flags, check_model, inputs_of
 from .graph import carriers, is_known, module_path, name_of_target, unwrap
 from .programs import Method, Programs
 from .rules.base import Gradient, Rule, Transpose
@@ -133,6 +134,8 @@ def check(
     >>> preview.unsupported
     ()
     """
+    check_model(model)
+    check_flags(threshold_relu=threshold_relu)
     exported = model if isinstance(model, ExportedProgram) else None
     programs = Programs(
         model.module() if isinstance(model, ExportedProgram) else snapshot(model),
@@ -143,8 +146,7 @@ def check(
         unmatched="note",
         threshold_relu=threshold_relu,
     )
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    canonical, steps = programs.steps(inputs)
+    canonical, steps = programs.steps(inputs_of(example_inputs))
     of_node = {step.node: step for step in steps}
     told = _read_by(of_node) & carriers(node for node in canonical.graph.nodes if node.op == "placeholder")
     told -= _behind_readings(steps) - of_node.keys()

@@ -20,6 +20,7 @@ from .canonizers import canonize_graph, fold_constants
 from .capture import Capture, Output, capture, process_groups
 from .emit import emit
 from .errors import InputError, ModulePathError
+from .given import check_inputs
 from .program import Program, RelevancePass
 
 __all__ = ["Method", "Programs", "outside_inference_mode"]
@@ -189,19 +190,6 @@ class Programs:
         whole.graph.lint()
         whole.recompile()
         return RelevancePass(whole, written)
-
-
-def check_inputs(inputs: Sequence[Any]) -> None:
-    """Raise an `InputError` if inputs are not tensors, or none of them is floating-point."""
-    for index, x in enumerate(inputs):
-        if not isinstance(x, Tensor):
-            raise InputError(f"input {index} is a {type(x).__name__}: inputs are tensors, several of them in a tuple")
-    if not any(x.is_floating_point() for x in inputs):
-        kinds = ", ".join(str(x.dtype) for x in inputs)
-        raise InputError(
-            f"the input is {kinds}: relevance goes to floating-point inputs only. Convert it, for example with "
-            "x.float() / 255"
-        )
 
 
 @contextmanager

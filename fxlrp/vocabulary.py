@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -222,5 +223,8 @@ class Call:
         if self.op.linear and not self.op.structural:
             # Not every torch has a forward derivative of each.
             return run(*tangents) - run(*(torch.zeros_like(x) for x in self.inputs))
-        # An expanded value is written to, as a dual number.
-        return torch.func.jvp(run, tuple(x.contiguous() for x in self.inputs), tuple(tangents))[1]
+        with warnings.catch_warnings():
+            # With its first forward derivative, torch compiles some of its own in a way that it has deprecated.
+            warnings.filterwarnings("ignore", message=".*torch.jit.script")
+            # An expanded value is written to, as a dual number.
+            return torch.func.jvp(run, tuple(x.contiguous() for x in self.inputs), tuple(tangents))[1]
