@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .graph import is_users
+from .frames import is_users
 
 __all__ = ["without_graphs", "why_not"]
 

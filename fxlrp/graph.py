@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -15,6 +14,8 @@ from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.fx.node import map_arg
 
+from .frames import OURS, is_users
+
 __all__ = [
     "SHAPE_ONLY",
     "call",
@@ -23,7 +24,6 @@ __all__ = [
     "dependents",
     "drop_dead_code",
     "is_known",
-    "is_users",
     "known",
     "module_calls",
     "module_path",
@@ -35,11 +35,6 @@ __all__ = [
     "where",
 ]
 
-_FXLRP = os.path.dirname(__file__) + os.sep
-_TORCH = os.path.dirname(torch.__file__)
-_SYMPY = os.path.join(os.path.dirname(_TORCH), "sympy")  # torch's own, for sizes.
-_PYTHON = os.path.dirname(os.__file__) + os.sep
-_NOT_THE_USERS = (_FXLRP, _TORCH + os.sep, _SYMPY + os.sep, "<string>", "<eval_with_key>", "<frozen ")
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*(?P<code>[^\n]*)')
 
 
@@ -185,17 +180,11 @@ def module_path(node: fx.Node) -> str:
     return calls[-1][0] if calls else ""
 
 
-def is_users(file: str) -> bool:
-    """Whether a frame in this file is the user's, or a library's that the model comes from: not torch's, not ours."""
-    of_python = file.startswith(_PYTHON) and "-packages" + os.sep not in file
-    return not of_python and not file.startswith(_NOT_THE_USERS)
-
-
 def source_line(node: fx.Node) -> str | None:
     """The user's own line that made `node` (``file:line: code``), None where the capture has none."""
     frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
     # What stands in front of a frame of fxlrp has called fxlrp: it is no part of the model.
-    ours = [index for index, frame in enumerate(frames) if frame["file"].startswith(_FXLRP)]
+    ours = [index for index, frame in enumerate(frames) if frame["file"].startswith(OURS)]
     own = [frame for frame in frames[max(ours, default=-1) + 1 :] if is_users(frame["file"])]
     return f"{own[-1]['file']}:{own[-1]['line']}: {own[-1]['code'].strip()}" if own else None
 
