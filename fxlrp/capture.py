@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import operator
-import os
 import re
 import sys
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -22,16 +20,13 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
+from .failure import why_not, without_graphs
 from .graph import carriers, drop_dead_code, module_path, name_of_target, unwrap
 from .models import copy_sharing_tensors, hooks_leave_no_trace
+from .outputs import Output, chosen
 from .vocabulary import lookup
 
 __all__ = ["Capture", "Output", "capture"]
-
-Output = str | int | Callable[[Any], Any] | None
-"""Which of a model's outputs is explained: a key, an index, a function of what the model returns, or by itself."""
-
-_TORCH_DIR = os.path.dirname(torch.__file__)
 
 
 @dataclass
@@ -137,8 +132,8 @@ def capture(
     inputs : tuple of Tensor
         Example inputs. Their values do not matter.
     output : str, int, callable or None
-        Which output is explained: a key, an index, a function of what the model returns. None takes a tensor as it is,
-        ``logits`` of a dict or named tuple, a dict's only tensor, or a tuple's first.
+        Which output is explained: a key or field, an index, a function of what the model returns. None takes a tensor
+        as it is, ``logits`` of a dict, named tuple or dataclass, a dict's only tensor, or a tuple's first.
 
     Raises
     ------
@@ -155,7 +150,7 @@ def capture(
     traces = {node.name: node.meta.get("stack_trace") for node in program.graph.nodes}
     spec = functional.call_spec.out_spec
     assert spec is not None
-    graph, guard = _copy(module, traces, lambda flat: _chosen(pytree.tree_unflatten(flat, spec), output))
+    graph, guard = _copy(module, traces, lambda flat: chosen(pytree.tree_unflatten(flat, spec), output))
     drop_dead_code(graph)
     modules = {} if isinstance(model, ExportedProgram) else dict(model.named_modules(remove_duplicate=False))
     for node in graph.nodes:
@@ -185,6 +180,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
         stack.enter_context(warnings.catch_warnings())
         # What a forward pass keeps on its module, and the second list of parameters of a recurrent layer, is put back.
         warnings.filterwarnings("ignore", message="The tensor attributes? ")
+        stack.enter_context(without_graphs())
         stack.enter_context(torch.inference_mode(False))
         # Where gradients are off already, a model's own no_grad would leave no trace.
         stack.enter_context(torch.enable_grad())
@@ -199,7 +195,7 @@ def _export(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
             except Exception:
                 return torch.export.export(model, inputs, strict=False)
         except Exception as error:
-            raise CaptureError(_why_not(model, error)) from error
+            raise CaptureError(why_not(model, error)) from error
 
 
 def _detached(program: ExportedProgram) -> ExportedProgram:
@@ -254,20 +250,6 @@ def _is_floating(value: Any) -> bool:
     return any(isinstance(x, Tensor) and x.is_floating_point() for x in pytree.tree_leaves(value))
 
 
-def _why_not(model: nn.Module, error: Exception) -> str:
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_TORCH_DIR)]
-    frames = [f for f in frames if f.filename != __file__]
-    place = f" at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else ""
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    hint = ""
-    if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
-        hint = (
-            " The model's control flow depends on the values of its input; make the choice outside of the model, or "
-            "compute both branches and select with torch.where."
-        )
-    return f"{type(model).__name__} cannot be captured{place}: {reason}{hint}"
-
-
 def _copy(
     module: fx.GraphModule, traces: Mapping[str, str | None], choose: Callable[[list[fx.Node]], fx.Node]
 ) -> tuple[fx.Graph, nn.Module | None]:
@@ -311,42 +293,3 @@ def _identity(module: nn.Module, node: fx.Node) -> Any:
     value = operator.attrgetter(str(node.target))(module)
     made = "lifted_tensor" in str(node.target) and value.numel() <= 1024
     return (value.dtype, repr(value.tolist())) if made else id(value)
-
-
-def _chosen(value: Any, output: Output) -> Any:
-    """The tensor (or its node) that is explained, of what the model returns."""
-    if callable(output):
-        return output(value)
-    if output is not None:
-        try:
-            return value[output]
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise CaptureError(
-                f"the model's output has no {output!r}: it is {_described(value)}; name one of these with output=..."
-            ) from error
-    if isinstance(value, fx.Node):
-        return value
-    if isinstance(value, Mapping):
-        entries = {key: entry for key, entry in value.items() if isinstance(entry, fx.Node)}
-        if "logits" in entries:
-            return entries["logits"]
-        if len(entries) == 1:
-            return next(iter(entries.values()))
-        raise CaptureError(
-            f"the model returns {_described(value)}, and none is named 'logits': say with output='...' which one is to "
-            "be explained"
-        )
-    if isinstance(value, tuple | list):
-        entries = [getattr(value, "logits", None), *value]
-        for entry in entries:
-            if isinstance(entry, fx.Node):
-                return entry
-    raise CaptureError(f"the model returns {_described(value)}, in which there is no tensor to explain")
-
-
-def _described(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"a {type(value).__name__} with the keys {list(value)}"
-    if isinstance(value, tuple | list):
-        return f"a {type(value).__name__} of {len(value)}"
-    return "a tensor" if isinstance(value, fx.Node) else f"a {type(value).__name__}"

@@ -18,7 +18,7 @@ from zennit.torchvision import (
 
 from .errors import CompositeError, MissingExtraError
 
-__all__ = ["DEFAULT", "Picklable", "check_names", "foreign_canonizers", "resolve"]
+__all__ = ["DEFAULT", "Picklable", "check_names", "foreign_canonizers", "names_of", "resolve"]
 
 DEFAULT = "epsilon_plus_flat"
 """The composite of ``composite=None``; how it was chosen: ``docs/composites.md``."""
@@ -84,14 +84,19 @@ def check_names(composite: Composite, paths: Collection[str]) -> None:
     CompositeError
         If it names a module that is not there.
     """
-    for part in getattr(composite, "composites", ()):
-        check_names(part, paths)
+    for name in names_of(composite):
+        if name not in paths:
+            near = difflib.get_close_matches(name, paths, n=3)
+            hint = f" Near to it are: {', '.join(near)}." if near else ""
+            raise CompositeError(f"the composite names the module '{name}', which the model has not.{hint}")
+
+
+def names_of(composite: Composite) -> list[str]:
+    """The names that a composite maps to rules."""
+    found = [name for part in getattr(composite, "composites", ()) for name in names_of(part)]
     for names, _ in getattr(composite, "name_map", None) or ():
-        for name in names if not isinstance(names, str) else (names,):
-            if name not in paths:
-                near = difflib.get_close_matches(name, paths, n=3)
-                hint = f" Near to it are: {', '.join(near)}." if near else ""
-                raise CompositeError(f"the composite names the module '{name}', which the model has not.{hint}")
+        found.extend((names,) if isinstance(names, str) else names)
+    return found
 
 
 class Picklable:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import operator
-import os
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -16,6 +15,8 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
 from torch.fx.node import map_arg
+
+from .frames import OURS, is_users
 
 __all__ = [
     "SHAPE_ONLY",
@@ -39,7 +40,6 @@ __all__ = [
     "writes_buffers",
 ]
 
-_TORCH_DIR = os.path.dirname(torch.__file__)
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*(?P<code>[^\n]*)')
 
 
@@ -236,7 +236,9 @@ def module_path(node: fx.Node) -> str:
 def source_line(node: fx.Node) -> str | None:
     """The user's own line that made `node` (``file:line: code``), None where the capture has none."""
     frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
-    own = [frame for frame in frames if not frame["file"].startswith(_TORCH_DIR)] or frames
+    # What stands in front of a frame of fxlrp has called fxlrp: it is no part of the model.
+    ours = [index for index, frame in enumerate(frames) if frame["file"].startswith(OURS)]
+    own = [frame for frame in frames[max(ours, default=-1) + 1 :] if is_users(frame["file"])]
     return f"{own[-1]['file']}:{own[-1]['line']}: {own[-1]['code'].strip()}" if own else None
 
 

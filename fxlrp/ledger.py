@@ -14,7 +14,8 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from .emit import Written
-from .errors import TargetError
+from .errors import InputError, TargetError
+from .given import inputs_of
 from .graph import module_path, name_of_target, unwrap
 from .program import Program
 from .rules.base import Account, total
@@ -172,7 +173,7 @@ def audit(twin: Twin, x: Tensor | tuple[Tensor, ...], target: Target = None) -> 
         Made by `fxlrp.convert`. In float64, a leak above 1e-9 is a mistake; in float32, one above about 1e-4.
     x : Tensor or tuple of Tensor
         The input, or inputs. All values of the forward and the relevance pass are kept in memory at once.
-    target : int, Tensor, callable or None
+    target : int, sequence of int, array, Tensor, callable or None
         What to explain, see `fxlrp.seed_relevance`; one seed.
 
     Returns
@@ -189,8 +190,10 @@ def audit(twin: Twin, x: Tensor | tuple[Tensor, ...], target: Target = None) -> 
     FxlrpError
         What the twin's call raises.
     """
+    if not isinstance(twin, Twin):
+        raise InputError(f"audit takes a twin, as fxlrp.convert(model) makes it, not a {type(twin).__name__}")
     check_finite(x)
-    inputs = (x,) if isinstance(x, Tensor) else tuple(x)
+    inputs = inputs_of(x)
     program = twin.capture(inputs)
     with torch.inference_mode(False), torch.no_grad():
         values = _values(twin, program, tuple(value.clone() for value in inputs), target)
@@ -202,6 +205,7 @@ class _Values(fx.Interpreter):
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module, garbage_collect_values=False)
+        self.extra_traceback = False  # An error's message is to stay what it is.
 
 
 def _values(twin: Twin, program: Program, inputs: tuple[Tensor, ...], target: Target) -> dict[fx.Node, Any]:

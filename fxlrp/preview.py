@@ -17,6 +17,7 @@ from . import composites
 from .assign import Step, Unsupported
 from .canonizers.report import Report, report
 from .capture import Output
+from .given import check_flags, check_model, inputs_of
 from .graph import carriers, is_known, module_path, name_of_target, unwrap
 from .models import snapshot
 from .programs import Method, Programs
@@ -134,6 +135,8 @@ def check(
     >>> preview.unsupported
     ()
     """
+    check_model(model)
+    check_flags(threshold_relu=threshold_relu)
     exported = model if isinstance(model, ExportedProgram) else None
     programs = Programs(
         model.module() if isinstance(model, ExportedProgram) else snapshot(model),
@@ -144,10 +147,10 @@ def check(
         unmatched="note",
         threshold_relu=threshold_relu,
     )
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
-    canonical, steps = programs.steps(inputs)
+    canonical, steps = programs.steps(inputs_of(example_inputs))
     of_node = {step.node: step for step in steps}
     told = _read_by(of_node) & carriers(node for node in canonical.graph.nodes if node.op == "placeholder")
+    told -= _behind_readings(steps) - of_node.keys()
     plans = [_plan(node, of_node.get(node)) for node in canonical.graph.nodes if node in told]
     return Preview(tuple(plans), report(canonical.graph))
 
@@ -162,6 +165,25 @@ def _read_by(nodes: Iterable[fx.Node]) -> set[fx.Node]:
         found.add(node)
         todo.extend(node.all_input_nodes if not is_known(node) else _nodes_in(node.args[1:]))
     return {node for node in found if node.target is not operator.getitem}
+
+
+def _behind_readings(steps: Iterable[Step]) -> set[fx.Node]:
+    """Where a value is explained in another reading, the ops that compute it."""
+    found: set[fx.Node] = set()
+    for step in steps:
+        if is_known(step.node):
+            found |= _sources(step.node.args[0]) - _sources(*step.operands.values())
+    return found
+
+
+def _sources(*nodes: Any) -> set[fx.Node]:
+    """These nodes and all that they are computed from."""
+    found, todo = set(nodes), list(nodes)
+    while todo:
+        new = set(todo.pop().all_input_nodes) - found
+        found |= new
+        todo.extend(new)
+    return found
 
 
 def _nodes_in(args: Any) -> list[fx.Node]:

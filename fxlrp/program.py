@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 from .capture import Capture
 from .emit import Written
 from .graph import drop_dead_code, is_known
-from .seeds import Target, seed_relevance
+from .seeds import Target, as_tensor, seed_relevance
 
 __all__ = ["Program", "RelevancePass"]
 
@@ -151,6 +151,7 @@ class Program:
 
     def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Any]:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
+        target = as_tensor(target)
         rank = self.capture.output.meta["val"].ndim
         given = isinstance(target, Tensor) and target.is_floating_point()
         if not (callable(target) or given) or (isinstance(target, Tensor) and target.ndim == rank):

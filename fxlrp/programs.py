@@ -23,6 +23,7 @@ from .canonizers import canonize_graph, fold_constants
 from .capture import Capture, Output, capture
 from .emit import emit
 from .errors import InputError, ModulePathError
+from .given import check_inputs
 from .graph import writes_buffers
 from .models import copy_sharing_tensors, count_fused_steps, settings, weights
 from .program import Program, RelevancePass
@@ -265,28 +266,19 @@ def _own_tensors(canonical: fx.GraphModule) -> None:
 
     Buffers that it writes to stay the model's.
     """
-    written = {node.target for node in _written(canonical)}
-    for path in {str(node.target) for node in canonical.graph.find_nodes(op="get_attr")} - written:
+    kept = {node.target for node in _written(canonical)}
+    for node in canonical.graph.find_nodes(op="get_attr"):
+        path = str(node.target)
+        if path in kept or node.meta.get("folded"):
+            continue
+        kept.add(path)
         owner, _, name = path.rpartition(".")
         module = canonical.get_submodule(owner)
         value = getattr(module, name).detach().clone()
         if name in module._parameters:
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
-        elif name not in canonical._buffers or owner:
+        else:
             setattr(module, name, value)
-
-
-def check_inputs(inputs: Sequence[Any]) -> None:
-    """Raise an `InputError` if inputs are not tensors, or none of them is floating-point."""
-    for index, x in enumerate(inputs):
-        if not isinstance(x, Tensor):
-            raise InputError(f"input {index} is a {type(x).__name__}: inputs are tensors, several of them in a tuple")
-    if not any(x.is_floating_point() for x in inputs):
-        kinds = ", ".join(str(x.dtype) for x in inputs)
-        raise InputError(
-            f"the input is {kinds}: relevance goes to floating-point inputs only. Convert it, for example with "
-            "x.float() / 255"
-        )
 
 
 @contextmanager

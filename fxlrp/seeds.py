@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from numbers import Integral
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .errors import TargetError
 from .values import may_look_at
 
-__all__ = ["Target", "seed_relevance"]
+__all__ = ["Target", "as_tensor", "seed_relevance"]
 
-Target = int | Tensor | Callable[[Tensor], Tensor] | None
+Target = int | Sequence[int] | np.ndarray | Tensor | Callable[[Tensor], Tensor] | None
 """What to explain: see `seed_relevance`."""
 
 _HELP = (
-    "give None, a class (int), a LongTensor (B,), a float tensor of the output's shape or with K of these in front, or "
-    "a function of the output"
+    "give None, a class (int), a list of ints or a LongTensor (B,), a float tensor of the output's shape or with K of "
+    "these in front, or a function of the output"
 )
 
 
@@ -33,10 +35,10 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
     output : Tensor
         The model's output, shape (B, C) or (B, C, ...): classes in dimension 1. In half precision, the seed (and with
         it all relevance) is in single precision.
-    target : int, Tensor, callable or None
-        None: each sample's highest output. An int: this class. An integer tensor (B,): a class for each sample. A
-        floating-point tensor of the output's shape: the seed itself; with one more dimension in front, (K, B, C): K
-        seeds. A callable: a function of the output that returns the seed.
+    target : int, sequence of int, array, Tensor, callable or None
+        None: each sample's highest output. An int: this class. Integers (B,), in a list, an array or a tensor: a class
+        for each sample. A floating-point tensor or array of the output's shape: the seed itself; with one more
+        dimension in front, (K, B, C): K seeds. A callable: a function of the output that returns the seed.
 
     Returns
     -------
@@ -51,6 +53,7 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
     """
     if output.dtype in (torch.float16, torch.bfloat16):
         output = output.float()
+    target = as_tensor(target)
     if callable(target) and not isinstance(target, Tensor):
         found = target(output)
         if not isinstance(found, Tensor) or not found.is_floating_point():
@@ -61,7 +64,11 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
     if output.ndim < 2:
         if target is None:
             return output
-        raise TargetError(f"the output of shape {tuple(output.shape)} has no classes: {_HELP.replace('a class', '')}")
+        shape = tuple(output.shape)
+        raise TargetError(
+            f"the output of shape {shape} has no classes to choose from: it is one number per sample, which "
+            f"target=None explains. Or give a float tensor of shape {shape}, the seed itself, or with K of these in front"
+        )
     classes = output.shape[1]
     if target is None:
         index = output.argmax(1, keepdim=True)
@@ -75,6 +82,27 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
     else:
         raise TargetError(f"a target cannot be {_described(target)}: {_HELP}")
     return torch.zeros_like(output).scatter(1, index, output.gather(1, index))
+
+
+def as_tensor(target: Target) -> Any:
+    """A target, with a list of classes or an array as a tensor.
+
+    Raises
+    ------
+    TargetError
+        If a list holds something else than ints.
+    """
+    if isinstance(target, np.ndarray) and target.dtype.kind in "iuf":
+        return torch.from_numpy(target.astype(np.float64 if target.dtype.kind == "f" else np.int64))
+    if not isinstance(target, list | tuple | range):
+        return target
+    for index, value in enumerate(target):
+        whole = isinstance(value, Tensor) and not value.ndim and not (value.is_floating_point() or value.is_complex())
+        if isinstance(value, bool) or not (isinstance(value, Integral) or (whole and value.dtype != torch.bool)):
+            raise TargetError(
+                f"a list of classes holds an int for each sample, and not {_described(value)} (at {index}): {_HELP}"
+            )
+    return torch.tensor([int(value) for value in target], dtype=torch.long)
 
 
 def _per_sample(output: Tensor, target: Tensor) -> Tensor:

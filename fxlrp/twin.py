@@ -14,7 +14,8 @@ from zennit.core import Composite
 
 from . import composites
 from .capture import Output
-from .errors import FxlrpError, InputError, ModulePathError
+from .errors import FxlrpError, InputError
+from .given import check_choice, check_flags, check_model, check_options, inputs_of, paths_of
 from .models import snapshot
 from .program import Program
 from .programs import Method, Programs, outside_inference_mode
@@ -66,7 +67,7 @@ class Twin(nn.Module):
         self._kept = composites.Picklable(composite)
         self._composite = composites.resolve(composite)
         self._options = {
-            "record": tuple(record),
+            "record": record,
             "output": output,
             "unmatched": unmatched,
             "threshold_relu": threshold_relu,
@@ -84,7 +85,7 @@ class Twin(nn.Module):
         ----------
         x : Tensor or tuple of Tensor
             The model's input, or inputs.
-        target : int, Tensor, callable or None
+        target : int, sequence of int, array, Tensor, callable or None
             What to explain, see `fxlrp.seed_relevance`.
 
         Returns
@@ -101,8 +102,7 @@ class Twin(nn.Module):
         FxlrpError
             At the first call with such inputs, what `convert` raises.
         """
-        single = isinstance(x, Tensor)
-        inputs = (x,) if single else tuple(x)
+        single, inputs = isinstance(x, Tensor), inputs_of(x)
         program = self._programs.of(inputs)
         with (
             outside_inference_mode(*inputs, target) as (*values, seed),
@@ -120,7 +120,7 @@ class Twin(nn.Module):
         Program
             The capture with its relevance pass.
         """
-        return self._programs.of((x,) if isinstance(x, Tensor) else tuple(x))
+        return self._programs.of(inputs_of(x))
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -173,8 +173,8 @@ class Twin(nn.Module):
 
 def check_finite(x: Tensor | tuple[Tensor, ...]) -> None:
     """Raise an `InputError` if an input has values that are NaN or infinite."""
-    for value in (x,) if isinstance(x, Tensor) else x:
-        if isinstance(value, Tensor) and value.is_floating_point() and not value.isfinite().all():
+    for value in inputs_of(x):
+        if value.is_floating_point() and not value.isfinite().all():
             raise InputError(
                 f"the input has {int((~value.isfinite()).sum())} values that are NaN or infinite: relevance would be "
                 "NaN everywhere they reach. Clean the input, for example with torch.nan_to_num"
@@ -237,17 +237,14 @@ def convert(
     >>> out.relevance.shape
     torch.Size([1, 3, 64, 64])
     """
-    if not isinstance(model, nn.Module | ExportedProgram):
-        raise InputError(f"a model is an nn.Module or an ExportedProgram, not a {type(model).__name__}")
-    if unmatched not in ("error", "gradient"):
-        raise InputError(f"unmatched is 'error' or 'gradient', not {unmatched!r}")
-    if isinstance(record, str):
-        raise ModulePathError(f"record is a sequence of module paths: write ({record!r},)")
+    check_model(model)
+    check_flags(trainable=trainable, threshold_relu=threshold_relu)
+    check_choice("unmatched", unmatched, ("error", "gradient"))
     twin = Twin(
         model,
         composite,
         trainable=trainable,
-        record=record,
+        record=paths_of("record", record),
         output=output,
         unmatched=unmatched,
         threshold_relu=threshold_relu,
@@ -276,7 +273,9 @@ def explain(
     Raises
     ------
     InputError
-        If the input has values that are not finite, and what `convert` and the twin's call raise.
+        If the input has values that are not finite, or there is no such option; and what `convert` and the twin's call
+        raise.
     """
+    check_options("explain", options, list(convert.__kwdefaults__))
     check_finite(x)
     return convert(model, composite, **options)(x, target)

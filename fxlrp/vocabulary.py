@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -9,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from zennit.core import Hook
 
+from .errors import RuleError
 from .graph import unwrap
 
 if TYPE_CHECKING:
@@ -161,6 +166,11 @@ def register(*targets: Target, **fields: Any) -> Op:
     Op
         The entry.
 
+    Raises
+    ------
+    RuleError
+        If a target is nothing that a graph calls, or a field is none or not of the form that `Op` says.
+
     Examples
     --------
     Pass relevance unchanged through an op of your own::
@@ -171,10 +181,66 @@ def register(*targets: Target, **fields: Any) -> Op:
         vocabulary.register(torch.ops.mylib.clean.default, default=lambda node, slots: rules.Pass())
     """
     _fill()
+    for target in targets:
+        _check_target(target)
+    _check_fields(fields)
     op = Op(**fields)
     for target in targets:
         _OPS[target] = op
     return op
+
+
+def _check_target(target: Any) -> None:
+    if isinstance(target, torch._ops.OpOverloadPacket):
+        names = ", ".join(f"torch.ops.{target}.{name}" for name in target.overloads())
+        raise RuleError(f"torch.ops.{target} stands for several ops, and a graph calls one of them. Name it: {names}")
+    if isinstance(target, nn.Module) or (isinstance(target, type) and issubclass(target, nn.Module)):
+        raise RuleError(
+            f"{target!r} is a module, and an entry speaks of an op: name the ops that fxlrp.check(model, ...) lists "
+            "for it, or give the module a rule in the composite, as in LayerMapComposite([(MyLayer, rule)])"
+        )
+    if isinstance(target, torch.library.CustomOpDef):
+        name = target._qualname.replace("::", ".")
+        raise RuleError(f"a graph calls the op that the function defines: name it, torch.ops.{name}.default")
+    of_torch = not isinstance(target, torch._ops.OperatorBase) and str(_home(target)).startswith("torch")
+    if not callable(target) or isinstance(target, type) or of_torch:
+        raise RuleError(
+            f"{target!r} is nothing that a captured graph calls: give an op, such as torch.ops.aten.relu.default; "
+            "fxlrp.check(model, ...) lists those of a model"
+        )
+
+
+def _home(target: Any) -> Any:
+    return getattr(target, "__module__", None) or getattr(getattr(target, "__objclass__", None), "__module__", None)
+
+
+def _check_fields(fields: Mapping[str, Any]) -> None:
+    known = list(Op.__dataclass_fields__)
+    for name in fields:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise RuleError(f"an entry has no field '{name}'{hint} It has: {', '.join(known)}")
+    _check_default(fields.get("default"))
+    inputs = fields.get("inputs", ())
+    if not isinstance(inputs, tuple | list) or not all(isinstance(position, int) for position in inputs):
+        raise RuleError(f"inputs are positions of an op's arguments, such as (0, 1), not {inputs!r}")
+
+
+def _check_default(default: Any) -> None:
+    what = "default is a function of a node and the slots of its operands that returns a rule"
+    form = "write it as default=lambda node, slots: {}"
+    kind = default if isinstance(default, type) else type(default)
+    if issubclass(kind, Hook):
+        raise RuleError(f"{what}, not a zennit rule: {form.format(f'fxlrp.rules.BasicRule({kind.__name__}(...))')}")
+    if issubclass(kind, nn.Module):
+        raise RuleError(f"{what}, not a rule itself: {form.format(f'{kind.__name__}()')}")
+    if isinstance(default, type) or not callable(default):
+        raise RuleError(f"{what}, not {default!r}: {form.format('fxlrp.rules.Pass()')}")
+    try:
+        inspect.signature(default).bind(None, {})
+    except TypeError as error:
+        raise RuleError(f"{what}, and this one cannot be called so ({error}): {form.format('...')}") from error
 
 
 def lookup(target: Target) -> Op | None:
@@ -294,5 +360,8 @@ class Call:
         if self.op.linear and not self.op.structural:
             # Not every torch has a forward derivative of each.
             return run(*tangents) - run(*(torch.zeros_like(x) for x in self.inputs))
-        # An expanded value is written to, as a dual number.
-        return torch.func.jvp(run, tuple(x.contiguous() for x in self.inputs), tuple(tangents))[1]
+        with warnings.catch_warnings():
+            # With its first forward derivative, torch compiles some of its own in a way that it has deprecated.
+            warnings.filterwarnings("ignore", message=".*torch.jit.script")
+            # An expanded value is written to, as a dual number.
+            return torch.func.jvp(run, tuple(x.contiguous() for x in self.inputs), tuple(tangents))[1]

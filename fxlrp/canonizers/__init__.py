@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
 from ..capture import Output, capture
+from ..given import check_flags, check_inputs, check_model, inputs_of
 from ..graph import drop_dead_code
 from ..models import snapshot
 from .absorb import absorb_affine_maps
@@ -125,6 +126,8 @@ def canonize(
 
     Raises
     ------
+    InputError
+        If model, inputs or options are none.
     CaptureError
         If the model cannot be captured.
 
@@ -139,7 +142,10 @@ def canonize(
     >>> canonical = fxlrp.canonize(model, torch.randn(2, 3, 64, 64))
     >>> print(canonical.report)
     """
-    inputs = (example_inputs,) if isinstance(example_inputs, Tensor) else tuple(example_inputs)
+    check_model(model)
+    check_flags(threshold_relu=threshold_relu, trainable=trainable)
+    inputs = inputs_of(example_inputs)
+    check_inputs(inputs)
     if not trainable and not isinstance(model, ExportedProgram):
         model = snapshot(model)
     captured = capture(model, inputs, output)

@@ -48,5 +48,5 @@ def _replace(graph_module: fx.GraphModule, node: fx.Node, value: torch.Tensor) -
     graph_module.register_buffer(name, value, persistent=False)
     with node.graph.inserting_before(node):
         constant = node.graph.get_attr(name)
-    constant.meta = dict(node.meta)
+    constant.meta = {**node.meta, "folded": True}
     node.replace_all_uses_with(constant)

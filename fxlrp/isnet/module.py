@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..capture import Capture, Output
 from ..errors import InputError, ModulePathError, VariantError
+from ..given import check_choice, check_flags, check_model, inputs_of, paths_of
 from ..program import Program
 from ..programs import Programs, outside_inference_mode
 from .supervision import bottlenecks
@@ -110,16 +111,16 @@ class ISNet(nn.Module):
         unmatched: str = "error",
     ) -> None:
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise InputError(f"a model is an nn.Module, not a {type(model).__name__}")
-        if isinstance(deep_supervision, str):
-            raise ModulePathError(f"deep_supervision is a sequence of module paths: write ({deep_supervision!r},)")
+        check_model(model, exported=False)
+        check_flags(flex=flex, threshold_relu=threshold_relu)
+        check_choice("unmatched", unmatched, ("error", "gradient"))
         if chunk_size is not None and chunk_size < 1:
             raise VariantError(f"chunk_size is a number of maps, at least 1, not {chunk_size}")
         self.model = model
         self.training = model.training
         self.variant, self.chunk_size = variant, chunk_size
-        self.deep_supervision = deep_supervision if isinstance(deep_supervision, bool) else tuple(deep_supervision)
+        by_itself = isinstance(deep_supervision, bool)
+        self.deep_supervision = deep_supervision if by_itself else paths_of("deep_supervision", deep_supervision)
         mu = MU.get(eta, 0.0) if mu is None else mu
         self._settings = Settings(epsilon, first_layer, bounds, eta, mu, flex)
         self._options: dict[str, Any] = {"output": output, "unmatched": unmatched, "threshold_relu": threshold_relu}
@@ -158,6 +159,7 @@ class ISNet(nn.Module):
         """
         if not isinstance(x, Tensor):
             raise InputError(f"an ISNet takes one tensor of images, not a {type(x).__name__}")
+        inputs_of(x)
         program = self._programs.of((x,))
         with outside_inference_mode(x) as inputs:
             logits, values = program.forward(inputs)
