@@ -2,85 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import operator
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch.fx.node import map_arg
 
-from .emit import Written
+from .books import Books, Row, relative
 from .errors import InputError, TargetError
 from .given import inputs_of
-from .graph import module_path, name_of_target, unwrap
 from .program import Program
-from .rules.base import Account, total
+from .rules.base import total
 from .seeds import Target, seed_relevance
 from .twin import Twin, check_finite
-from .vocabulary import Call
 
 __all__ = ["Ledger", "Row", "audit"]
 
 SHOWN = 20
-
-
-@dataclass(frozen=True)
-class Row:
-    """What became of the relevance of one node's value; sums over all elements and samples.
-
-    Attributes
-    ----------
-    node, path, op, rule : str
-        The node's name in the twin's graph, the module path that it lies in, the op's name and the rule's.
-    received : float
-        What came in from the nodes that read the value.
-    scale : float
-        The same in absolute values, summed over elements: what shares are relative to.
-    to : dict of str to float
-        What went to each input, by the name of its node.
-    bias : float
-        What constants of the model took: biases, padding, constant operands.
-    stabilizer : float
-        What the stabilizer took.
-    definition : float
-        What the rule dropped (positive) or added (negative) by its own definition.
-    """
-
-    node: str
-    path: str
-    op: str
-    rule: str
-    received: float
-    scale: float
-    to: Mapping[str, float]
-    bias: float
-    stabilizer: float
-    definition: float
-
-    @property
-    def rest(self) -> float:
-        """What is accounted for by nothing: a mistake, but for rounding."""
-        return self.received - sum(self.to.values()) - self.bias - self.stabilizer - self.definition
-
-    @property
-    def leak(self) -> float:
-        """The size of the rest, relative to `scale`."""
-        return _relative(self.rest, self.scale)
-
-    @property
-    def unconserved(self) -> float:
-        """The size of the share by definition, relative to `scale`."""
-        return _relative(self.definition, self.scale)
-
-
-def _relative(part: float, scale: float) -> float:
-    """`part` relative to `scale`; infinite if there is no telling, so that a NaN is never the smallest of all."""
-    found = abs(part) / scale if scale else (0.0 if part == 0 else math.inf)
-    return math.inf if math.isnan(found) else found
 
 
 @dataclass(frozen=True)
@@ -103,7 +42,7 @@ class Ledger:
 
     @property
     def leak(self) -> float:
-        """The largest rest of a node, relative to the relevance that came in there (absolute values summed)."""
+        """The largest rest of a node, or what is misplaced there, relative to the relevance that came in."""
         return max((row.leak for row in self.rows), default=0.0)
 
     @property
@@ -116,7 +55,7 @@ class Ledger:
         """The rows, those with the largest leak first, then those that drop or add most, then those that lose most."""
 
         def badness(row: Row) -> tuple[float, ...]:
-            lost = _relative(abs(row.bias) + abs(row.stabilizer), row.scale)
+            lost = relative(abs(row.bias) + abs(row.stabilizer), row.scale)
             # Rounding is no leak.
             return (row.leak if row.leak > 1e-6 else 0.0, row.unconserved, lost)
 
@@ -133,9 +72,9 @@ class Ledger:
         limit : int or None
             How many rows to show, the worst ones; None for all.
         """
-        names = ("module", "op", "rule", "in", "to inputs", "bias", "stabilizer", "definition", "rest")
+        names = ("module", "op", "rule", "in", "to inputs", "bias", "stabilizer", "definition", "rest", "misplaced")
         cells = [
-            (row.path or "-", row.op, row.rule, *map("{:.4g}".format, _amounts(row)), f"{row.rest:.1e}")
+            (row.path or "-", row.op, row.rule, *map("{:.4g}".format, _amounts(row)), f"{row.rest:.1e}", _place(row))
             for row in self.worst[:limit]
         ]
         widths = [max(len(row[i]) for row in (names, *cells)) for i in range(len(names))]
@@ -158,6 +97,10 @@ class Ledger:
 
 def _amounts(row: Row) -> tuple[float, ...]:
     return row.received, sum(row.to.values()), row.bias, row.stabilizer, row.definition
+
+
+def _place(row: Row) -> str:
+    return "not checked" if row.misplaced is None else f"{row.misplaced:.1e}"
 
 
 def audit(twin: Twin, x: Tensor | tuple[Tensor, ...], target: Target = None) -> Ledger:
@@ -232,47 +175,11 @@ def _account(program: Program, values: Mapping[fx.Node, Any]) -> Ledger:
     result: Any = nodes[-1].args[0]
     output, relevances, _ = result
     seed = values[next(node for node in nodes if node.target is seed_relevance)]
-    received: dict[fx.Node, list[Tensor]] = defaultdict(list)
-    received[output].append(seed)
-    rows = []
-    for written in program.passes[0].written:
-        rows.append(_row(written, values, received))
-        for slot, share in written.sent.items():
-            received[written.step.operands[slot]].append(values[share])
+    books = Books(values)
+    books.receive(output, seed)
+    rows = [books.step(written) for written in program.passes[0].written]
     inputs = [node for node in nodes if node.op == "placeholder" and node.target != "target"]
-    arrived = {
-        node.name: total(values[relevance])
-        for node, relevance in zip(inputs, relevances, strict=True)
-        if relevance is not None
-    }
-    for node in inputs:
-        if node.name in arrived:
-            came = sum(received[node])
-            share = {node.name: arrived[node.name]}
-            rows.append(Row(node.name, "", "input", "-", total(came), _size(came), share, *Account()))
-    return Ledger(tuple(rows), total(seed), arrived)
-
-
-def _row(written: Written, values: Mapping[fx.Node, Any], received: Mapping[fx.Node, Sequence[Tensor]]) -> Row:
-    node, rule = written.step.node, written.step.rule
-    several = not isinstance(node.meta["val"], Tensor)
-    parts = [user for user in node.users if user.target is operator.getitem] if several else [node]
-    came = [sum(received[part]) for part in parts if part in received]
-    target, args, kwargs = unwrap(node)
-    args, kwargs = map_arg((args, kwargs), lambda n: values[n])
-    relevance = map_arg(written.relevance, lambda n: values[n])
-    account = Account(bias=total(relevance))  # Of an op with no other operands than constants.
-    if written.sent:
-        account = rule.account(Call(rule.op, target, args, kwargs, rule.slots), values[written.value], relevance)
-    to: dict[str, float] = defaultdict(float)
-    for slot, share in written.sent.items():
-        operand: Any = written.step.operands[slot]
-        owner = operand.args[0] if operand.target is operator.getitem else operand
-        to[owner.name] += total(values[share])
-    size = sum(_size(part) for part in came)
-    op = name_of_target(target).removeprefix("aten.").split(".")[0]
-    return Row(node.name, module_path(node), op, repr(rule).removesuffix("()"), total(came), size, dict(to), *account)
-
-
-def _size(value: Any) -> float:
-    return float(value.abs().sum())
+    arrived = {node: values[share] for node, share in zip(inputs, relevances, strict=True) if share is not None}
+    rows += [books.arrived(node, found) for node, found in arrived.items()]
+    rows += books.left()
+    return Ledger(tuple(rows), total(seed), {node.name: total(found) for node, found in arrived.items()})

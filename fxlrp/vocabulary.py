@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
@@ -20,7 +19,7 @@ from .graph import unwrap
 if TYPE_CHECKING:
     from .rules.base import Rule
 
-__all__ = ["Call", "Op", "Slot", "Target", "lookup", "pull_back", "register", "slots_of"]
+__all__ = ["Call", "NoDerivative", "Op", "Slot", "Target", "lookup", "pull_back", "register", "slots_of"]
 
 Slot = tuple[int, int | None]
 """Where an operand stands in a call: its position, and its index where the argument there is a list."""
@@ -327,7 +326,7 @@ class Call:
         return self._value() if self.op.run is None else self.op.run(self)
 
     def _value(self) -> Any:
-        # Forward derivatives are the target's own: what is faster may have none.
+        # Derivatives to check against are those of the target itself.
         value = self.target(*self.args, **self.kwargs)
         return value[0] if isinstance(value, tuple) and not self.op.structural else value
 
@@ -351,17 +350,50 @@ class Call:
         return pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients, strict=True)))
 
     def jvp(self, tangents: Sequence[Tensor]) -> Any:
-        """The Jacobian-vector product: how the op's value changes, to first order, with its inputs along `tangents`."""
+        """The Jacobian-vector product: how the op's value changes, to first order, with its inputs along `tangents`.
 
-        def run(*inputs: Tensor) -> Any:
-            value = self.with_inputs(inputs)._value()
-            return tuple(value) if isinstance(value, list) else value
+        It is the derivative of the transpose: an op that relevance goes back through has that one, but need have no
+        forward derivative, for which `torch.func.jvp` may give zero without a word.
 
-        if self.op.linear and not self.op.structural:
-            # Not every torch has a forward derivative of each.
-            return run(*tangents) - run(*(torch.zeros_like(x) for x in self.inputs))
-        with warnings.catch_warnings():
-            # With its first forward derivative, torch compiles some of its own in a way that it has deprecated.
-            warnings.filterwarnings("ignore", message=".*torch.jit.script")
-            # An expanded value is written to, as a dual number.
-            return torch.func.jvp(run, tuple(x.contiguous() for x in self.inputs), tuple(tangents))[1]
+        Raises
+        ------
+        NoDerivative
+            If the op cannot be differentiated twice.
+        """
+        tangents = [t.to(x.dtype) for t, x in zip(tangents, self.inputs, strict=True)]
+        try:
+            return _derivative_of_transpose(self, tangents)
+        except NoDerivative:
+            if not self.op.linear or self.op.structural:
+                raise
+            zeros = [torch.zeros_like(x) for x in self.inputs]
+            return self.with_inputs(tangents)._value() - self.with_inputs(zeros)._value()
+
+
+class NoDerivative(Exception):
+    """An op has no derivative that could be checked against: it may be right all the same."""
+
+
+def _derivative_of_transpose(call: Call, tangents: Sequence[Tensor]) -> Any:
+    with torch.enable_grad():
+        inputs = [x.detach().requires_grad_() for x in call.inputs]
+        value = call.with_inputs(inputs)._value()
+        several = isinstance(value, list | tuple)
+        outputs = list(value) if several else [value]
+        # Any will do, as the transpose is linear in them.
+        seeds = [torch.linspace(1, 2, o.numel()).to(o).view(o.shape).requires_grad_() for o in outputs]
+        try:
+            options = {"allow_unused": True, "materialize_grads": True}
+            taken_back = torch.autograd.grad(outputs, inputs, seeds, create_graph=True, **options)
+            on_graph = [pair for pair in zip(taken_back, tangents, strict=True) if pair[0].requires_grad]
+            found = [torch.zeros_like(seed) for seed in seeds]
+            if on_graph:
+                found = list(torch.autograd.grad([t for t, _ in on_graph], seeds, [t for _, t in on_graph], **options))
+        except RuntimeError as error:
+            raise NoDerivative(f"{call.target} cannot be differentiated twice") from error
+    products = [(t.detach() * tangent).double() for t, tangent in zip(taken_back, tangents, strict=True)]
+    off = sum((s * f).double().sum() for s, f in zip(seeds, found, strict=True)) - sum(p.sum() for p in products)
+    # A backward pass that is not seen by autograd gives zero without a word, too.
+    if not abs(off) <= 1e-2 * sum(p.abs().sum() for p in products):
+        raise NoDerivative(f"{call.target} has a backward pass that autograd does not see")
+    return tuple(found) if several else found[0]

@@ -12,13 +12,19 @@ from hypothesis import HealthCheck, Phase, given, settings
 from test_ledger import break_sign
 from torch import nn
 from zennit.composites import EpsilonPlus, LayerMapComposite
-from zennit.types import Activation, Linear
+from zennit.core import Composite
+from zennit.layer import Sum
+from zennit.types import Activation, AvgPool, Linear
 
 import fxlrp
+from fxlrp import assign
+from fxlrp.graph import module_path
+from fxlrp.rules import Gradient
 from fxlrp.testing import (
     assert_conserves,
     assert_matches_zennit,
     assert_same_function,
+    assertions,
     composites,
     inputs,
     networks,
@@ -148,6 +154,66 @@ def test_matches_zennit(monkeypatch):
     composite = EpsilonPlus(canonizers=[SequentialMergeBatchNorm()])
     with pytest.raises(AssertionError, match=r"relevance differs from zennit's by .*first module .* is '6'"):
         assert_matches_zennit(model, composite, X, 1)
+
+
+class Branching(nn.Module):
+    """A value that two modules read, a sum, a pooling, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.relu = nn.Conv2d(3, 4, 3, padding=1), nn.ReLU()
+        self.left, self.right, self.sum = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 1), Sum(-1)
+        self.behind, self.pool, self.last = nn.Conv2d(4, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.relu(self.first(x))
+        x = self.behind(self.sum(torch.stack([self.left(x), self.right(x)], -1)))
+        return self.last(self.pool(x).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def branching():
+    torch.manual_seed(0)
+    return trained(Branching()).eval()
+
+
+def with_every_kind():
+    return LayerMapComposite([(Activation, zr.Pass()), ((Sum, AvgPool), zr.Norm()), (Linear, zr.Epsilon(0.1))])
+
+
+@pytest.mark.parametrize("place", ["first", "left", "sum", "behind", "pool", "last"])
+def test_the_module_whose_rule_is_broken_is_the_one_named(monkeypatch, branching, place):
+    """Ours is broken at one module alone: those above it are right, and those beside it."""
+    assert_matches_zennit(branching, with_every_kind(), X, 1)
+    plain = assign._rule_of
+
+    class Broken(Gradient):
+        def propagate(self, call, output, relevance):
+            return [1.5 * share for share in super().propagate(call, output, relevance)]
+
+    def rule_of(hook, module, node, op, slots):
+        broken = module_path(node) == place
+        return Broken() if broken else plain(hook, module, node, op, slots)
+
+    monkeypatch.setattr(assign, "_rule_of", rule_of)
+    with pytest.raises(AssertionError, match=rf"whose input's relevance differs is '{place}'"):
+        assert_matches_zennit(branching, with_every_kind(), X, 1)
+
+
+@pytest.mark.parametrize("place", ["first", "right", "behind", "last"])
+def test_the_module_is_named_by_what_zennit_does_there(monkeypatch, branching, place):
+    """zennit's is another at one module alone, though the plain gradient behind its hooks is the same everywhere."""
+    plain = assertions._recorded
+
+    def recorded(model, composite, x, seed):
+        def module_map(ctx, name, module):
+            return zr.ZPlus() if name == place else composite.module_map(ctx, name, module)
+
+        return plain(model, Composite(module_map=module_map), x, seed)
+
+    monkeypatch.setattr(assertions, "_recorded", recorded)
+    with pytest.raises(AssertionError, match=rf"whose input's relevance differs is '{place}'"):
+        assert_matches_zennit(branching, with_every_kind(), X, 1)
 
 
 FACTORIES = """

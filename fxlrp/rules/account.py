@@ -9,6 +9,9 @@ The branches come in groups that share a denominator, ``g_ik = c_k R_k / stab(d_
 to the stabilizer and ``a_i g_ik beta_ik`` to the bias. What no group claims, or claims of ``d_k = 0``, is dropped (or
 added, where claims are negative) by definition; where there is nothing at all to share out, 0 / 0, the stabilizer keeps
 it.
+
+Where relevance lies is looked at in the same way: ``sum_i <v_i, R_i>``, for any weights v of the inputs, is
+``sum_i a_i <g_i, J_i (v x_i)>``.
 """
 
 from __future__ import annotations
@@ -23,10 +26,10 @@ from zennit.core import BasicHook, Stabilizer
 
 from ..vocabulary import Call, pull_back
 from . import probe
-from .base import Account, total
+from .base import Account, paired, total
 from .stabilizer import has_stabilizer, with_stabilizers
 
-__all__ = ["Evaluated", "account_of"]
+__all__ = ["Evaluated", "account_of", "expected_of"]
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,7 @@ def account_of(hook: BasicHook, branches: Sequence[Evaluated], relevance: Tensor
     if coefficients is None:
         return None
     of_products, of_gradients = coefficients
-    values, pulls = zip(*(pull_back(b.output_modifier, b.call.run()) for b in branches), strict=True)
-    mapped = hook.gradient_mapper(relevance, list(values))
-    mapped = [mapped] if isinstance(mapped, Tensor) else list(mapped)
-    gradients = [pull(g)[0] for pull, g in zip(pulls, mapped, strict=True)]
+    values, gradients = _mapped_back(hook, branches, relevance)
     # Of a branch whose inputs are ones, the gradient is the product.
     ones = [all(bool((x == 1).all()) for x in b.call.inputs) for b in branches]
     of_products = [p + g if one else p for p, g, one in zip(of_products, of_gradients, ones, strict=True)]
@@ -73,17 +73,51 @@ def account_of(hook: BasicHook, branches: Sequence[Evaluated], relevance: Tensor
     groups = None if any(of_gradients) else _groups(hook.gradient_mapper, of_products)
     parts = [_Part(b.call, g, p) for b, g, p in zip(branches, gradients, of_products, strict=True) if p]
     if groups is None:
-        handed_on = sum(part.factor * total(part.gradient * part.linear) for part in parts)
+        handed_on = sum(part.factor * paired(part.gradient, part.linear) for part in parts)
         handed_on += sum(
-            factor * total(g * b.call.jvp([torch.ones_like(x) for x in b.call.inputs]))
+            factor * paired(g, b.call.jvp([torch.ones_like(x) for x in b.call.inputs]))
             for b, g, factor in zip(branches, gradients, of_gradients, strict=True)
             if factor
         )
         return Account(definition=total(relevance) - handed_on)
-    stabilizer, definition = _claims(hook.gradient_mapper, groups, relevance, list(values))
-    bias = sum(part.factor * total(part.gradient * part.constant) for part in parts)
-    definition += sum(part.factor * total(part.gradient * part.remainder) for part in parts if not part.is_affine)
+    stabilizer, definition = _claims(hook.gradient_mapper, groups, relevance, values)
+    bias = sum(part.factor * paired(part.gradient, part.constant) for part in parts)
+    definition += sum(part.factor * paired(part.gradient, part.remainder) for part in parts if not part.is_affine)
     return Account(bias, stabilizer, definition)
+
+
+def expected_of(
+    hook: BasicHook, branches: Sequence[Evaluated], relevance: Tensor, weights: Sequence[Tensor]
+) -> float | None:
+    """The inputs' relevance under a rule, summed up by weights; None if its reducer is not linear in the gradients.
+
+    Parameters
+    ----------
+    hook, branches, relevance
+        As for `account_of`.
+    weights : sequence of Tensor
+        For each input, of its shape.
+    """
+    coefficients = probe.coefficients(hook.reducer, len(branches))
+    if coefficients is None:
+        return None
+    found = 0.0
+    _, gradients = _mapped_back(hook, branches, relevance)
+    for branch, gradient, of_product, of_gradient in zip(branches, gradients, *coefficients, strict=True):
+        if of_product or of_gradient:
+            inputs = zip(branch.call.inputs, weights, strict=True)
+            found += paired(gradient, branch.call.jvp([v * (of_product * x + of_gradient) for x, v in inputs]))
+    return found
+
+
+def _mapped_back(
+    hook: BasicHook, branches: Sequence[Evaluated], relevance: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Each branch's modified output, and the mapper's gradient of its plain one."""
+    values, pulls = zip(*(pull_back(b.output_modifier, b.call.run()) for b in branches), strict=True)
+    mapped = hook.gradient_mapper(relevance, list(values))
+    mapped = [mapped] if isinstance(mapped, Tensor) else list(mapped)
+    return list(values), [pull(g)[0] for pull, g in zip(pulls, mapped, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -161,7 +195,7 @@ def _claims(mapper: Mapper, groups: Sequence[_Group], relevance: Tensor, values:
         c, cd, cs = claims[group.first], products[group.first], stable[group.first]
         there = (c != 0) & (cd != 0)
         share = torch.where(there, group.factor * c * (cs - cd) / torch.where(there, cs, 1.0), 0.0)
-        stabilizer += total(relevance * share)
+        stabilizer += paired(relevance, share)
         claimed = claimed + torch.where(there, group.factor * c, 0.0)
         something |= there
     rest = relevance * (1 - claimed)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..errors import RuleError
 from ..vocabulary import Call, Op, Slot
 
-__all__ = ["Account", "Gradient", "Pass", "Rule", "Transpose", "total"]
+__all__ = ["Account", "Gradient", "Pass", "Rule", "Transpose", "paired", "total"]
 
 
 class Account(NamedTuple):
@@ -36,6 +36,16 @@ def total(value: Any) -> float:
     """The sum of a tensor's elements, or of those of several tensors (None counts as zero)."""
     parts = value if isinstance(value, list | tuple) else [value]
     return sum(float(part.sum()) for part in parts if part is not None)
+
+
+def paired(relevance: Any, values: Any) -> float:
+    """The sum of relevance times values, of one tensor or several; where there is no relevance, it is zero.
+
+    A value may be infinite there, as a mask is.
+    """
+    several = isinstance(relevance, list | tuple)
+    pairs = zip(relevance, values, strict=True) if several else [(relevance, values)]
+    return total([torch.where(r == 0, 0.0, r * v.to(r.dtype)) for r, v in pairs if r is not None])
 
 
 class Rule(nn.Module):
@@ -168,6 +178,26 @@ class Rule(nn.Module):
         """
         return Account(definition=total(relevance) - total(self.propagate(call, output, relevance)))
 
+    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+        """Where relevance should lie, for the ledger: ``sum_i <v_i, R_i>``, its sum over the inputs by given weights.
+
+        What `account` is for sums, this is for places: by a formula from the side of the outputs, that does not look at
+        what `propagate` gives. For relevance ``R_i = x_i (J^T g)_i``, it is ``<g, J (v x)>``.
+
+        Parameters
+        ----------
+        call, output, relevance
+            As for `account`.
+        weights : sequence of Tensor
+            The v_i, one for each of ``call.inputs`` and of its shape.
+
+        Returns
+        -------
+        float or None
+            None, as here, of a rule without such a formula: then it is not checked where relevance lies.
+        """
+        return None
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
 
@@ -189,6 +219,10 @@ class Gradient(Rule):
         """Each unit's relevance is multiplied with the sum of its derivatives, ``(J 1)_k``; the rest is dropped."""
         return Account(definition=_not_handed_on(call, relevance))
 
+    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+        """``<v, J^T R> = <R, J v>``."""
+        return paired(relevance, call.jvp(weights))
+
 
 class Transpose(Gradient):
     """The exact transpose of an op that moves values about: relevance goes back to where the values came from."""
@@ -199,10 +233,7 @@ class Transpose(Gradient):
 
 
 def _not_handed_on(call: Call, relevance: Any) -> float:
-    reached = call.jvp([torch.ones_like(x) for x in call.inputs])
-    several = isinstance(relevance, list | tuple)
-    pairs = zip(relevance, reached, strict=True) if several else [(relevance, reached)]
-    return total([r * (1 - j.to(r.dtype)) for r, j in pairs if r is not None])
+    return total(relevance) - paired(relevance, call.jvp([torch.ones_like(x) for x in call.inputs]))
 
 
 class Pass(Rule):
@@ -214,3 +245,7 @@ class Pass(Rule):
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
         """All of it passes."""
         return Account()
+
+    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+        """Each value's stays at its place."""
+        return paired(relevance, weights[0])

@@ -16,7 +16,7 @@ from ..errors import RuleError
 from ..values import may_look_at
 from ..vocabulary import Call, pull_back
 from . import probe
-from .account import Evaluated, account_of
+from .account import Evaluated, account_of, expected_of
 from .base import Account, Rule
 from .stabilizer import quickened
 
@@ -285,9 +285,17 @@ class BasicRule(Rule):
 
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
         """Every branch evaluated anew, without shortcuts: see `fxlrp.rules.account`."""
+        found = account_of(self.hook, self._evaluated(call), relevance)
+        return super().account(call, output, relevance) if found is None else found
+
+    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+        """As `account`: every branch anew."""
+        return expected_of(self.hook, self._evaluated(call), relevance, weights)
+
+    def _evaluated(self, call: Call) -> list[Evaluated]:
         hook = self.hook
         parts: list[Any] = [hook.input_modifiers, hook.param_modifiers, hook.output_modifiers]
-        branches = [
+        return [
             Evaluated(
                 call.with_inputs([at_input(x) for x in call.inputs]).with_params(
                     self._modified(at_params, call.params)
@@ -296,8 +304,6 @@ class BasicRule(Rule):
             )
             for at_input, at_params, at_output in zip(*parts, strict=True)
         ]
-        found = account_of(hook, branches, relevance)
-        return super().account(call, output, relevance) if found is None else found
 
     def _value(self, branch: _Branch, at: Call, output: Any) -> tuple[Tensor, Any]:
         """A branch's output, and the pull-back of its output modifier (None where it changes nothing)."""

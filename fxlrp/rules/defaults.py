@@ -11,7 +11,7 @@ from zennit.core import stabilize
 from zennit.rules import Norm
 
 from ..vocabulary import Call, Slot, pull_back
-from .base import Account, Gradient, Pass, Rule, Transpose, total
+from .base import Account, Gradient, Pass, Rule, Transpose, paired, total
 from .basic import BasicRule
 
 __all__ = [
@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 STABILIZER = 1e-6
+MASKED = -5e3
+"""No score is as low as this: it is a mask. Those in use are -1e4, -1e9, the lowest finite number, and minus infinity."""
 
 Slots = Mapping[Slot, fx.Node]
 
@@ -77,6 +79,11 @@ class Gate(Rule):
         """All of it goes on."""
         return Account()
 
+    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+        """Each value's goes to the element of the signal that it was made of."""
+        slots = zip(call.slots, weights, strict=True)
+        return sum(paired(relevance, v) for (position, _), v in slots if position == self.signal)
+
 
 class Half(Rule):
     """Product of two activations: half of the relevance to each factor (AttnLRP, arXiv 2402.05602, section 3.3)."""
@@ -89,6 +96,10 @@ class Half(Rule):
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
         """All of it goes on."""
         return Account()
+
+    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+        """A half of each value's goes to each of the elements that it was made of."""
+        return paired(relevance, sum(weights)) / len(weights)
 
 
 class Linearized(Rule):
@@ -118,12 +129,21 @@ class Linearized(Rule):
         constant = self.linearize(call)(torch.zeros_like(x))
         return Account(bias=total(share * constant), stabilizer=total(share * (stable - output)))
 
+    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+        """``<R / z, L (v x)>``, of the linear map L."""
+        (x,), linear = call.inputs, self.linearize(call)
+        return paired(relevance / stabilize(output, STABILIZER), linear(weights[0] * x) - linear(torch.zeros_like(x)))
+
+
+def _unmasked(x: Tensor) -> Tensor:
+    """The scores that a softmax is of: a masked position has no share, also where all of a row's are masked."""
+    return torch.where(x > MASKED, x, 0.0)
+
 
 def softmax_relevance(x: Tensor, s: Tensor, relevance: Tensor, dim: int) -> Tensor:
     """AttnLRP's softmax rule: ``R_i = x_i (R_s,i - s_i sum_j R_s,j)`` (arXiv 2402.05602, proposition 3.1)."""
     share = relevance - s * relevance.sum(dim, keepdim=True)
-    # A masked position (-inf) has no share, and -inf * 0 would be NaN.
-    return torch.where(torch.isfinite(x), x, 0.0) * share
+    return _unmasked(x) * share
 
 
 def matmul_relevance(a: Tensor, v: Tensor, o: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,8 +154,18 @@ def matmul_relevance(a: Tensor, v: Tensor, o: Tensor, relevance: Tensor) -> tupl
 
 def softmax_remainder(x: Tensor, s: Tensor, relevance: Tensor, dim: int) -> float:
     """What the softmax rule does not hand on: ``sum_j R_s,j (1 - x_j + sum_i s_i x_i)``."""
-    x = torch.where(torch.isfinite(x), x, 0.0)
-    return total(relevance * (1 - x + (s * x).sum(dim, keepdim=True)))
+    return total(relevance) - paired(relevance, softmax_weights(x, s, torch.ones_like(x), dim))
+
+
+def softmax_weights(x: Tensor, s: Tensor, weights: Tensor, dim: int) -> Tensor:
+    """What weights of the softmax rule's inputs are as weights of its outputs: ``v_j x_j - sum_i s_i v_i x_i``."""
+    weighted = weights * _unmasked(x)
+    return weighted - (s * weighted).sum(dim, keepdim=True)
+
+
+def matmul_weights(a: Tensor, v: Tensor, o: Tensor, of_a: Tensor, of_v: Tensor) -> Tensor:
+    """What weights of the matmul rule's factors are as weights of its outputs."""
+    return ((of_a * a).matmul(v) + a.matmul(of_v * v)) / stabilize(2 * o, STABILIZER)
 
 
 def matmul_remainder(o: Tensor, relevance: Tensor) -> float:
@@ -155,6 +185,10 @@ class Softmax(Rule):
         """The remainder of the expansion."""
         return Account(definition=softmax_remainder(call.args[0], output, relevance, call.args[1]))
 
+    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+        """``sum_j R_s,j (v_j x_j - sum_i s_i v_i x_i)``."""
+        return paired(relevance, softmax_weights(call.args[0], output, weights[0], call.args[1]))
+
 
 class Bilinear(Rule):
     """Product of two tensors that both depend on the input: half to each (arXiv 2402.05602, proposition 3.3).
@@ -170,6 +204,13 @@ class Bilinear(Rule):
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
         """The stabilizer's share."""
         return Account(stabilizer=matmul_remainder(_in_precision_of(relevance, call, output)[1], relevance))
+
+    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+        """``<R / (2 o), f(v a, b) + f(a, v b)>``."""
+        call, output = _in_precision_of(relevance, call, output)
+        (a, b), (of_a, of_b) = call.inputs, weights
+        weighted = call.with_inputs([of_a * a, b]).run() + call.with_inputs([a, of_b * b]).run()
+        return paired(relevance / stabilize(2 * output, STABILIZER), weighted)
 
 
 def _in_precision_of(relevance: Tensor, call: Call, output: Tensor) -> tuple[Call, Tensor]:
@@ -205,12 +246,22 @@ class Attention(Rule):
             definition=softmax_remainder(scores, weights, of_weights, -1),
         )
 
+    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+        """Weights of queries and keys as weights of the scores, those as of the attention weights, and of the value."""
+        q, k, v, scores, _ = self._parts(call, relevance)
+        given = {position: of for (position, _), of in zip(call.slots, weights, strict=True)}
+        of_q, of_k, of_v = (given.get(i, x.new_zeros(())).expand_as(x) for i, x in enumerate(call.args[:3]))
+        of_k, of_v = _for_each_head(call, q, of_k, of_v)
+        of_scores = matmul_weights(q, k.mT, scores, of_q, of_k.mT)
+        attention = _attention_weights(call, relevance.dtype)
+        of_attention = softmax_weights(scores, attention, of_scores, -1)
+        return paired(relevance, matmul_weights(attention, v, output, of_attention, of_v))
+
     @staticmethod
     def _parts(call: Call, relevance: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Queries (scaled), keys, values, their scores before the mask, and the attention weights."""
+        """Queries (scaled), keys, values, their scores (zero where they are masked), and the attention weights."""
         q, k, v = (x.to(relevance.dtype) for x in call.args[:3])
-        if call.kwargs.get("enable_gqa"):
-            k, v = (x.repeat_interleave(q.shape[-3] // x.shape[-3], -3) for x in (k, v))
+        k, v = _for_each_head(call, q, k, v)
         mask, causal = call.argument(3), call.argument(5, False)
         scale = call.kwargs.get("scale")
         q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -221,7 +272,23 @@ class Attention(Rule):
             logits = logits.masked_fill(~keep, -torch.inf)
         if mask is not None:
             logits = logits.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else logits + mask
-        return q, k, v, scores, logits.softmax(-1)
+        # Of a row that is masked as a whole, PyTorch's value is zero.
+        weights = torch.where((logits == -torch.inf).all(-1, keepdim=True), 0.0, logits.softmax(-1))
+        return q, k, v, torch.where(logits > MASKED, scores, 0.0), weights
+
+
+def _for_each_head(call: Call, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """What keys and values have, for each head of the queries: several may share one of theirs."""
+    if not call.kwargs.get("enable_gqa"):
+        return k, v
+    return k.repeat_interleave(q.shape[-3] // k.shape[-3], -3), v.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
+
+
+def _attention_weights(call: Call, dtype: torch.dtype) -> Tensor:
+    """The attention weights as the op itself has them: its value, where the values are the rows of an identity."""
+    q, k, _, *options = (x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in call.args)
+    each = torch.eye(k.shape[-2], dtype=dtype, device=k.device).expand(*k.shape[:-1], -1)
+    return call.target(q, k, each, *options, **call.kwargs)
 
 
 def _of_shared(relevance: Tensor, x: Tensor) -> Tensor:

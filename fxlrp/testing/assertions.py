@@ -157,7 +157,7 @@ def assert_matches_zennit(
     ------
     AssertionError
         If they differ. It names the module that is furthest up in the network (first in the relevance pass) at whose
-        input the relevance differs.
+        input the relevance differs: what this module hands on, whatever else reads the same value.
     """
     model, composite = for_zennit(model, x), resolve(composite)
     with torch.no_grad():
@@ -169,18 +169,28 @@ def assert_matches_zennit(
     difference = relative(found, expected)
     if difference <= tolerance:
         return
-    for path, theirs in at_modules:
-        try:
-            ours = convert(model, composite, record=(path,))(x, seed).recorded[path]
-        # Of a module that the graph knows nothing of, nothing can be said.
-        except FxlrpError:
-            continue
-        if not isinstance(ours, Tensor) or ours.shape != theirs.shape or not relative(ours, theirs) <= tolerance:
-            place = f"; the first module in the relevance pass whose input's relevance differs is '{path}'"
-            break
-    else:
-        place = "; it is the same at the inputs of all modules that the composite has a rule for"
+    differing = (path for path, theirs in at_modules if _differs(model, composite, x, seed, path, theirs, tolerance))
+    path = next(differing, None)
+    place = (
+        "; it is the same at the inputs of all modules where it can be compared"
+        if path is None
+        else f"; the first module in the relevance pass whose input's relevance differs is '{path}'"
+    )
     raise AssertionError(f"relevance differs from zennit's by {difference:.2e} (allowed: {tolerance:.0e}){place}")
+
+
+def _differs(
+    model: nn.Module, composite: Composite, x: Tensor, seed: Tensor, path: str, theirs: Tensor, tolerance: float
+) -> bool:
+    """Whether the relevance at a module's input is another than zennit's."""
+    try:
+        ours = convert(model, composite, record=(path,))(x, seed).recorded[path]
+    # Of a module that the graph knows nothing of, nothing can be said.
+    except FxlrpError:
+        return False
+    # Nor of one that is called several times, or whose input was merged into another value.
+    comparable = isinstance(ours, Tensor) and ours.shape == theirs.shape
+    return comparable and not relative(ours, theirs) <= tolerance
 
 
 def zennit_relevance(model: nn.Module, composite: Composite, x: Tensor, seed: Tensor) -> Tensor:
@@ -193,7 +203,7 @@ def zennit_relevance(model: nn.Module, composite: Composite, x: Tensor, seed: Te
 def _recorded(
     model: nn.Module, composite: Composite, x: Tensor, seed: Tensor
 ) -> tuple[Tensor, list[tuple[str, Tensor]]]:
-    """zennit's relevance of the input, and at the input of each module with a rule, in the order of its pass."""
+    """zennit's relevance of the input, and what each module hands on to its own, in the order of its pass."""
     model = copy.deepcopy(model)
     found: list[tuple[str, Tensor]] = []
     with Gradient(model=model, composite=composite) as attributor, _watched(model, found):
@@ -203,18 +213,27 @@ def _recorded(
 
 @contextmanager
 def _watched(model: nn.Module, found: list[tuple[str, Tensor]]) -> Iterator[None]:
-    """Note the gradient at the input of each module that has hooks: of zennit's, which run before."""
+    """Note the gradient at the input of each module that holds no others, as zennit's hooks leave it.
+
+    zennit puts an `Identity` in front of a module, and its rule's relevance behind it, on the way back: what comes out
+    there is seen by a hook on a value in front of the `Identity`. That value is a copy, which nothing else reads.
+    """
 
     def watch(path: str) -> Any:
-        def before(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            for value in inputs:
-                if isinstance(value, Tensor) and value.requires_grad:
-                    value.register_hook(lambda gradient: found.append((path, gradient.detach().clone())))
+        def before(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return tuple(watched(value) for value in inputs)
+
+        def watched(value: Any) -> Any:
+            if not isinstance(value, Tensor) or not value.requires_grad:
+                return value
+            value = value.clone()
+            value.register_hook(lambda gradient: found.append((path, gradient.detach().clone())))
+            return value
 
         return before
 
-    hooked = [(path, module) for path, module in model.named_modules() if module._forward_pre_hooks]
-    handles = [module.register_forward_pre_hook(watch(path)) for path, module in hooked]
+    leaves = [(path, module) for path, module in model.named_modules() if next(module.children(), None) is None]
+    handles = [module.register_forward_pre_hook(watch(path), prepend=True) for path, module in leaves]
     try:
         yield
     finally:
