@@ -18,6 +18,7 @@ from ..vocabulary import Call, pull_back
 from . import probe
 from .account import Evaluated, account_of, expected_of
 from .base import Account, Rule
+from .spelled import spelled
 from .stabilizer import quickened
 
 __all__ = ["BasicRule", "modified_params"]
@@ -111,7 +112,7 @@ class BasicRule(Rule):
         return type(self.hook).__name__.lower()
 
     def __repr__(self) -> str:
-        return f"{type(self.hook).__name__}()"
+        return spelled(self.hook)
 
     def analyse(self, input_shape: Sequence[int], param_shapes: Mapping[str, Sequence[int]]) -> None:
         """Find out, before anything runs, which of the rule's branches need computing.

@@ -12,6 +12,7 @@ from zennit.core import Hook
 
 from ..vocabulary import Call
 from .base import Rule
+from .spelled import spelled
 
 __all__ = ["HookRule"]
 
@@ -72,7 +73,7 @@ class HookRule(Rule):
         return type(self.hook).__name__.lower()
 
     def __repr__(self) -> str:
-        return f"{type(self.hook).__name__}()"
+        return spelled(self.hook)
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         hook, module = self.hook, _view(self._module[0], call.params)
