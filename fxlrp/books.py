@@ -1,4 +1,4 @@
-"""The books that the ledger is kept in: what each value received, what its rule did with it, and what it should have."""
+"""The books that the ledger is kept in: what each value received, and what its rule did, and should do, with it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class Row:
         What the rule dropped (positive) or added (negative) by its own definition.
     misplaced : float or None
         How far what went to the inputs is from where the rule says that it lies: the difference of their sums by random
-        weights, relative to what came in. None where the rule does not say so, and it is not checked.
+        weights, relative to the root of the sum of squares of what came in, which is the size of such sums. None where
+        the rule has no formula for it, and it is not checked.
     """
 
     node: str
@@ -118,19 +119,18 @@ class Books:
             self.receive(operand, shares[slot])
             owner = operand.args[0] if operand.target is operator.getitem else operand
             to[owner.name] += total(shares[slot])
-        op = name_of_target(target).removeprefix("aten.").split(".")[0]
-        return _row(node, op, repr(rule).removesuffix("()"), came, to, account, misplaced)
+        return _row(node, repr(rule).removesuffix("()"), came, to, account, misplaced)
 
     def arrived(self, node: fx.Node, relevance: Tensor) -> Row:
         """The row of an input: what is handed out is what it received."""
         (came,), _ = self._taken(node)
         (weights,) = self._weights([relevance])
-        misplaced = relative(paired(relevance, weights) - paired(came, weights), _size([came]))
-        return _row(node, "input", "-", [came], {node.name: total(relevance)}, Account(), misplaced)
+        misplaced = relative(paired(relevance, weights) - paired(came, weights), _norm(came))
+        return _row(node, "-", [came], {node.name: total(relevance)}, Account(), misplaced)
 
     def left(self) -> list[Row]:
         """The rows of the values whose relevance no step took on: all of it is a rest."""
-        return [_row(node, "", "-", self._taken(node)[0], {}, Account(), None) for node in list(self._received)]
+        return [_row(node, "-", self._taken(node)[0], {}, Account(), None) for node in list(self._received)]
 
     def _taken(self, node: fx.Node) -> tuple[list[Tensor], Any]:
         """What a value received, its parts one by one; and the same as a rule takes it on."""
@@ -170,24 +170,31 @@ class Books:
             account, expected = Rule.account(rule, call, output, relevance), None
         if expected is None:
             return account, None
-        return account, relative(paired(shares, weights) - expected, _size(relevance))
+        return account, relative(paired(shares, weights) - expected, _norm(relevance))
 
 
 def _row(
     node: fx.Node,
-    op: str,
     rule: str,
     came: Sequence[Tensor],
     to: Mapping[str, float],
     account: Account,
     misplaced: float | None,
 ) -> Row:
+    op = "input" if node.op == "placeholder" else name_of_target(unwrap(node)[0]).removeprefix("aten.").split(".")[0]
     return Row(node.name, module_path(node), op, rule, total(came), _size(came), dict(to), *account, misplaced)
 
 
-def _size(value: Any) -> float:
-    parts = value if isinstance(value, list | tuple) else [value]
-    return sum(float(part.abs().sum()) for part in parts if part is not None)
+def _size(parts: Sequence[Tensor]) -> float:
+    return sum(float(part.abs().sum()) for part in parts)
+
+
+def _norm(relevance: Any) -> float:
+    """The root of the sum of squares, of tiny numbers too: what a sum by random weights comes to."""
+    parts = relevance if isinstance(relevance, list | tuple) else [relevance]
+    elements = torch.cat([part.flatten() for part in parts if part is not None])
+    largest = elements.abs().max()
+    return float(largest * (elements / largest).norm()) if largest else 0.0
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

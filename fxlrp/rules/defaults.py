@@ -29,7 +29,7 @@ __all__ = [
 
 STABILIZER = 1e-6
 MASKED = -5e3
-"""No score is as low as this: it is a mask. Those in use are -1e4, -1e9, the lowest finite number, and minus infinity."""
+"""No score is as low as this: it is a mask. Those in use are -1e4, -1e9, the lowest finite number, minus infinity."""
 
 Slots = Mapping[Slot, fx.Node]
 

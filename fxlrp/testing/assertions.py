@@ -126,7 +126,9 @@ def assert_conserves(
         raise AssertionError(
             f"{name} is {found:.2e} (allowed: {allowed:.0e}), the largest at {place}: {row.received:.4g} came in, "
             f"{sum(row.to.values()):.4g} went to its inputs, {row.bias:.4g} to the bias, {row.stabilizer:.4g} to the "
-            f"stabilizer, {row.definition:.4g} is by definition, {row.rest:.4g} is left\n\n{ledger}"
+            f"stabilizer, {row.definition:.4g} is by definition, {row.rest:.4g} is left"
+            + ("" if row.misplaced is None else f"; {row.misplaced:.2e} of it is misplaced")
+            + f"\n\n{ledger}"
         )
 
 
