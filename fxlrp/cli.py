@@ -41,7 +41,7 @@ def _writes_a_picture(text: str, default: str | None = None) -> Callable[..., An
     """Adds the option that says where to draw. Whether that can be is looked at before anything else is done."""
 
     def checked(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
-        from .plot import check_picture
+        from .files import check_picture
 
         if path is not None:
             check_picture(path)
@@ -309,16 +309,17 @@ def models(
 
     timm and transformers come with the extra: pip install 'fxlrp[zoo]'
     """
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
-
-    from .composites import resolve
     from .files import check_output, write_file
-    from .zoo import Sweep
-    from .zoo.sweep import table
 
     written = output.with_suffix(".md")
     check_output(output, [".json"])
     check_output(written)
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
+
+    from .composites import resolve
+    from .zoo import Sweep
+    from .zoo.sweep import table
+
     resolve(composite)
     # Functions of one's own are found where one stands, as by python -m.
     sys.path.insert(0, os.getcwd())

@@ -16,7 +16,8 @@ from zennit.core import Composite
 
 from .console import printable, say
 from .errors import MissingExtraError, ModelError
-from .plot import Panel, check_picture, heatmap, save
+from .files import check_picture
+from .plot import Panel, heatmap, save
 from .twin import Twin, convert
 from .zoo import LoadedModel, find_class, load
 

@@ -8,9 +8,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import InputError
+from .errors import InputError, MissingExtraError
 
-__all__ = ["check_output", "write_file"]
+__all__ = ["check_output", "check_picture", "write_file"]
 
 
 def check_output(path: str | Path, endings: Collection[str] = ()) -> None:
@@ -45,6 +45,23 @@ def check_output(path: str | Path, endings: Collection[str] = ()) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         _remove(_temporary(target))
+
+
+def check_picture(path: str | Path) -> None:
+    """See that a picture can be written, before what it is to show is computed.
+
+    Raises
+    ------
+    InputError
+        If its ending is not that of a picture, or nothing can be written there.
+    MissingExtraError
+        If matplotlib is not installed.
+    """
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError as error:
+        raise MissingExtraError("drawing", "matplotlib", "plot") from error
+    check_output(path, [f".{ending}" for ending in FigureCanvasBase.get_supported_filetypes()])
 
 
 def write_file(path: str | Path, writing: Callable[[BinaryIO], Any]) -> None:

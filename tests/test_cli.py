@@ -6,6 +6,7 @@ weights, and against random weights that differ from run to run.
 
 import contextlib
 import random
+import subprocess
 import sys
 
 import pytest
@@ -353,3 +354,12 @@ def test_weights_that_are_something_else(tmp_path, state):
     torch.save(state, tmp_path / "x.pth")
     with pytest.raises(ModelError, match=r"x\.pth"):
         _load_weights(torch.nn.Linear(3, 2), tmp_path / "x.pth")
+
+
+@pytest.mark.parametrize("words", ["demo", "explain x.png --model a:b", "audit --model a:b", "models timm"])
+def test_an_output_is_looked_at_before_torch_is_imported(tmp_path, words):
+    code = "import sys; sys.modules['torch'] = None; from fxlrp.cli import main; main()"
+    command = [sys.executable, "-c", code, *words.split(), "-o", str(tmp_path / "why.xyz")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"Error: cannot write {tmp_path / 'why.xyz'}: it ends in .xyz, and is to end in .")

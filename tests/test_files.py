@@ -26,9 +26,11 @@ from pathlib import Path
 from fxlrp.lock import alone_in
 
 with alone_in(Path(sys.argv[1])):
-    if len(sys.argv) > 2 and not (child := os.fork()):
-        time.sleep(60)
-    print(child if len(sys.argv) > 2 else 0, flush=True)
+    # A child speaks for itself: what happens in it after the fork is over then.
+    if len(sys.argv) > 2 and not os.fork():
+        print(os.getpid(), flush=True)
+    elif len(sys.argv) == 2:
+        print(0, flush=True)
     time.sleep(60)
 """
 

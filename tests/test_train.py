@@ -525,6 +525,18 @@ def other_shape(saved):
     saved["model"]["fc.weight"] = torch.zeros(3, 3)
 
 
+def other_rows(saved):
+    saved["rows"][0] = {}
+
+
+def other_ranges(saved):
+    saved["ranges"] = {"input": "x"}
+
+
+def ruined_weights(saved):
+    saved["model"]["norm.running_var"][0] = torch.nan
+
+
 def other_optimizer(saved):
     saved["optimizer"] = {"state": {}, "param_groups": []}
 
@@ -551,14 +563,33 @@ def spoiled(spoil):
         (spoiled(no_conditions), "other settings"),
         (spoiled(other_shape), "does not fit the model"),
         (spoiled(other_optimizer), "does not fit the model"),
+        (spoiled(other_rows), "is no checkpoint of fxlrp train"),
+        (spoiled(other_ranges), "does not fit the model"),
+        (spoiled(ruined_weights), "norm.running_var is not finite"),
     ],
-    ids=["empty", "cut", "text", "weights", "list", "part", "type", "conditions", "shape", "optimizer"],
+    ids=[
+        "empty",
+        "cut",
+        "text",
+        "weights",
+        "list",
+        "part",
+        "type",
+        "conditions",
+        "shape",
+        "optimizer",
+        "rows",
+        "ranges",
+        "nan",
+    ],
 )
 def test_a_checkpoint_that_is_of_no_use(data, trained, tmp_path, no_work, spoil, words):
     shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
     spoil(tmp_path / "checkpoint.pt")
     before = contents(tmp_path)
-    fails(run(data, tmp_path, epochs=3), "checkpoint.pt", words, "--restart")
+    result = run(data, tmp_path, epochs=3)
+    fails(result, "checkpoint.pt", words, "--restart")
+    assert result.stderr.count("\n") == 1
     assert contents(tmp_path) == before
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import InputError
+from .report import COLUMNS
 
 __all__ = ["CHECKPOINT", "read_checkpoint"]
 
@@ -35,7 +36,8 @@ def read_checkpoint(path: Path, conditions: dict[str, Any]) -> dict[str, Any]:
     # Of broken files, the parser raises whatever it happens to.
     except Exception as error:
         raise InputError(f"{path} is broken, or no checkpoint. {INSTEAD}") from error
-    if not isinstance(saved, dict) or not all(isinstance(saved.get(name, ...), kind) for name, kind in PARTS.items()):
+    whole = isinstance(saved, dict) and all(isinstance(saved.get(name, ...), kind) for name, kind in PARTS.items())
+    if not whole or not all(isinstance(row, dict) and tuple(row) == COLUMNS for row in saved["rows"]):
         raise InputError(f"{path} is no checkpoint of fxlrp train. {INSTEAD}")
     theirs = saved["conditions"]
     changed = [

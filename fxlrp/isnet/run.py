@@ -80,9 +80,12 @@ class Run:
 
     def start(self, ranges: Any) -> None:
         """Get ready to train."""
-        settings = self.settings
-        self.loss = ISNetLoss(settings.p, settings.d, settings.w1, settings.w2, ranges)
+        self.loss = self._loss(ranges)
         self.isnet, self.optimizer = self.accelerator.prepare(self.isnet, self.optimizer)
+
+    def _loss(self, ranges: Any) -> ISNetLoss:
+        settings = self.settings
+        return ISNetLoss(settings.p, settings.d, settings.w1, settings.w2, ranges)
 
     def epoch(self, epoch: int, advance: Callable[[], None]) -> dict[str, Any]:
         """Train for one epoch, and validate."""
@@ -162,14 +165,24 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
             if scaler is not None:
                 scaler.load_state_dict(state["scaler"])
+            self._loss(state["ranges"])
         # Of all kinds: the conditions are the same, so this is damage.
         except Exception as error:
-            raise InputError(f"{checkpoint} does not fit the model, begin anew with --restart: {error}") from error
+            reason = " ".join(str(error).split())
+            raise InputError(f"{checkpoint} does not fit the model, begin anew with --restart: {reason}") from error
+        ruined = self._ruined()
+        if ruined:
+            raise InputError(f"{checkpoint} is of no use, begin anew with --restart: {ruined[0]} is not finite")
+
+    def _ruined(self) -> list[str]:
+        """The weights that are not finite any more."""
+        state = self.model.state_dict()
+        return [name for name in self.finite if not state[name].isfinite().all()]
 
     def check(self, row: dict[str, Any], checkpoint: Path) -> None:
         """See that an epoch did not ruin the model, before it is saved."""
         wrong = [f"the {'loss' if k == 'total' else k} is {v}" for k, v in row.items() if not math.isfinite(v or 0)]
-        wrong += [f"{k} is not finite" for k in self.finite if not self.model.state_dict()[k].isfinite().all()]
+        wrong += [f"{name} is not finite" for name in self._ruined()]
         if wrong:
             raise FxlrpError(
                 f"{wrong[0]} in epoch {row['epoch']}: lower --lr, or raise --epsilon. {checkpoint} is of the epoch "

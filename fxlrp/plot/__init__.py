@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .canvas import check_picture, write
+from .canvas import write
 from .flow import flow
 from .picture import Panel, clip, figure, heatmap, save
 
-__all__ = ["Panel", "check_picture", "clip", "figure", "flow", "heatmap", "save", "write"]
+__all__ = ["Panel", "clip", "figure", "flow", "heatmap", "save", "write"]

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import InputError, MissingExtraError
-from ..files import check_output, write_file
+from ..files import check_picture, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["canvas", "check_picture", "write"]
+__all__ = ["canvas", "write"]
 
 DPI = 150
 
@@ -24,24 +24,14 @@ def canvas(width: float, height: float) -> Figure:
     MissingExtraError
         If matplotlib is not installed.
     """
-    kind, canvas_of = _matplotlib()
-    drawing = kind(figsize=(width, height), dpi=DPI)
-    canvas_of(drawing)
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("drawing", "matplotlib", "plot") from error
+    drawing = Figure(figsize=(width, height), dpi=DPI)
+    FigureCanvasAgg(drawing)
     return drawing
-
-
-def check_picture(path: str | Path) -> None:
-    """See that a picture can be written, before what it is to show is computed.
-
-    Raises
-    ------
-    InputError
-        If its ending is not that of a picture, or nothing can be written there.
-    MissingExtraError
-        If matplotlib is not installed.
-    """
-    _, canvas_of = _matplotlib()
-    check_output(path, [f".{ending}" for ending in canvas_of.get_supported_filetypes()])
 
 
 def write(drawing: Figure, path: str | Path) -> None:
@@ -67,13 +57,3 @@ def write(drawing: Figure, path: str | Path) -> None:
         if isinstance(error, InputError):
             raise
         raise InputError(f"cannot write {path}: {error}") from error
-
-
-def _matplotlib() -> tuple[Any, Any]:
-    """The classes of figures and of what they are drawn on."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("drawing", "matplotlib", "plot") from error
-    return Figure, FigureCanvasAgg
