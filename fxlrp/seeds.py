@@ -67,7 +67,7 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
         shape = tuple(output.shape)
         raise TargetError(
             f"the output of shape {shape} has no classes to choose from: it is one number per sample, which "
-            f"target=None explains. Or give a float tensor of shape {shape}, the seed itself, or with K of these in front"
+            f"target=None explains. Or give a float tensor of shape {shape}, the seed itself, or K of these"
         )
     classes = output.shape[1]
     if target is None:

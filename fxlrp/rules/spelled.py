@@ -52,7 +52,7 @@ def spelled(rule: Hook | Stabilizer) -> str:
 
 
 def _held_by_default(kind: type, parameters: Sequence[inspect.Parameter]) -> dict[str, Any]:
-    """What a rule holds that is given nothing: of zennit's own, what these make of it (`Flat` always zeroes the bias)."""
+    """What a rule holds that is given nothing: of zennit's own, what they make of it (`Flat` zeroes the bias)."""
     if kind.__module__.startswith("zennit.") and all(each.default is not each.empty for each in parameters):
         return _held(kind())
     return {each.name: each.default for each in parameters}
@@ -112,10 +112,8 @@ def _text(value: Any) -> str | None:
     if isinstance(value, Tensor):
         one = value.numel() == 1 and type(value) is Tensor and not value.is_meta
         return _text(value.item()) if one else f"tensor{list(value.shape)}"
-    if isinstance(value, _Name):
-        return str(value)
-    if isinstance(value, bool | str | types.NoneType):
-        return repr(value)
+    if isinstance(value, _Name | bool | str | types.NoneType):
+        return str(value) if isinstance(value, _Name) else repr(value)
     if isinstance(value, Number):
         short = f"{value:g}" if isinstance(value, float) else str(value)
         return short if not isinstance(value, float) or float(short) == value else str(float(value))
