@@ -90,7 +90,11 @@ class LRP(captum.attr.LRP):
     """Attribution to the inputs."""
 
     def attribute(
-        self, inputs: Any, target: Any = None, additional_forward_args: Any = None, return_convergence_delta: bool = False
+        self,
+        inputs: Any,
+        target: Any = None,
+        additional_forward_args: Any = None,
+        return_convergence_delta: bool = False,
     ) -> Any:
         explanation, value, _ = attributed(self.model, inputs, target, additional_forward_args, [])
         found = explanation.relevance

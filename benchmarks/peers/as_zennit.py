@@ -1,21 +1,19 @@
-"""A pytest plugin that has zennit's tests of rules and composites ask fxlrp: see `run.py`.
+"""A pytest plugin that has zennit's tests of rules ask fxlrp: see `run.py`.
 
 `Hook.register` puts a twin behind the module in place of zennit's hooks: the gradient of what the module then returns is
-the twin's relevance. `Gradient` explains by a twin, while the test it is in lets zennit itself register the composite.
+the twin's relevance, which zennit's test compares with its own dense matrix form of the rule.
 """
 
 from __future__ import annotations
 
 import copy
-from functools import lru_cache
 from typing import Any
 
 import torch
-import zennit.attribution
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from zennit.composites import LayerMapComposite
-from zennit.core import Composite, Hook
+from zennit.core import Hook
 
 import fxlrp
 
@@ -43,25 +41,4 @@ def register(hook: Hook, module: nn.Module) -> RemovableHandle:
     return module.register_forward_hook(lambda _, inputs, value: Explained.apply(inputs[0], value.detach(), twin))
 
 
-@lru_cache(maxsize=256)
-def twin_of(model: nn.Module, composite: Composite) -> fxlrp.Twin:
-    return fxlrp.convert(model, composite)
-
-
-class Gradient(zennit.attribution.Gradient):
-    """An attributor that explains by a twin, and registers nothing."""
-
-    def __enter__(self) -> Gradient:
-        return self
-
-    def __exit__(self, *_: object) -> bool:
-        return False
-
-    def __call__(self, input: Tensor, attr_output: Any = None) -> tuple[Tensor, Tensor]:
-        twin = twin_of(self.model, self.composite)
-        seed = (attr_output or self.attr_output_fn)(self.model(input).detach())
-        return twin(input.detach(), seed)[:2]
-
-
 Hook.register = register
-zennit.attribution.Gradient = Gradient
