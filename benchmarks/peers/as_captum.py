@@ -1,6 +1,6 @@
 """A pytest plugin that has captum's tests of LRP ask fxlrp: see `run.py`.
 
-`LRP.attribute` and `LayerLRP.attribute` explain by a twin. Rules are what the test put on the modules, or captum's default.
+`LRP.attribute` and `LayerLRP.attribute` explain by a twin, with the rules that the test put on modules, or captum's.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A pytest plugin that has zennit's tests of rules ask fxlrp: see `run.py`.
 
-`Hook.register` puts a twin behind the module in place of zennit's hooks: the gradient of what the module then returns is
-the twin's relevance, which zennit's test compares with its own dense matrix form of the rule.
+`Hook.register` puts a twin behind the module in place of zennit's hooks: the gradient of what the module then returns
+is the relevance of the twin, which the test compares with its own dense matrix form of the rule.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/peers/run.py [zennit | captum ...] [--zennit FOLDER] [--captum FOLDER] [-- PYTEST OPTIONS]
 
-The checkouts are looked for beside this repository. A zennit other than the installed one is put in front by PYTHONPATH.
+The checkouts are looked for beside this repository. Of another zennit than the installed one, put it into PYTHONPATH.
 Each module and rule is captured anew, about half a second each. For zennit, options go behind the ones
 given here: ``-- -k "0xdeadbeef and (test_linear_rule or test_simple_rule)"`` takes one of its seeds.
 """
