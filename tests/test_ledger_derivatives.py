@@ -106,12 +106,12 @@ class Custom(nn.Module):
         return self.head(self.op(x))
 
 
-@pytest.mark.parametrize(("op", "checked"), [(cubed, True), (closed, False)], ids=["twice", "once"])
-def test_an_op_of_a_users(monkeypatch, op, checked):
+@pytest.mark.parametrize(("name", "checked"), [("cubed", True), ("closed", False)])
+def test_an_op_of_a_users(monkeypatch, name, checked):
     """The gradient of a cube hands on ``3 x^2`` of a unit's relevance."""
     entry = vocabulary.Op(default=lambda node, slots: rules.Gradient())
-    target = getattr(torch.ops.fxlrp_tests, op._name.split("::")[1]).default
-    monkeypatch.setitem(vocabulary._OPS, target, entry)
+    op = getattr(torch.ops.fxlrp_tests, name).default
+    monkeypatch.setitem(vocabulary._OPS, op, entry)
     model, x = trained(Custom(op)), rand(2, 4)
     seed = rand(2, 3)
     ledger = fxlrp.audit(fxlrp.convert(model, composite_of(zr.Epsilon(1e-9))), x, seed)
