@@ -46,7 +46,7 @@ def test_each_op_is_told_once_with_its_rule():
         ("mul", ""): ("Gate", CONVENTION),
         ("amax", ""): ("Gradient", GRADIENT),
         ("layer_norm", "norm"): ("Linearized", CONVENTION),
-        ("linear", "head"): ("Epsilon", COMPOSITE),
+        ("linear", "head"): ("Epsilon(1e-06)", COMPOSITE),
     }
     assert not preview.unsupported
     (fold,) = preview.canonized.folded
@@ -77,3 +77,39 @@ def test_it_says_what_convert_does():
     told = {plan.node: plan.rule for plan in preview.plans if plan.how != CONSTANT}
     assert {row.node: row.rule for row in ledger.rows if row.node != "x"} == told
     assert {plan.how for plan in preview.plans} >= {COMPOSITE, EXACT}
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_an_op_that_is_explained_in_another_reading_is_not_constant_too(training):
+    """A value that is computed one way and explained another: max pooling, dropout, a folded batch norm."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2), nn.Dropout(), nn.Flatten(), nn.Linear(900, 5)
+    ).train(training)
+    plans = fxlrp.check(model, "epsilon_plus", X).plans
+    told = {path: [plan.rule for plan in plans if plan.path == path and plan.rule] for path in "0234"}
+    assert told == {"0": ["ZPlus"], "2": ["Pass"], "3": ["Gradient"], "4": ["Pass"] if training else []}
+    # The statistics of a batch are held constant, and nothing else.
+    constant = {(plan.path, plan.op) for plan in plans if plan.how == CONSTANT}
+    assert not {path for path, _ in constant} - ({"0", "1"} if training else set())
+    assert not {op for _, op in constant if op.startswith(("conv", "max_pool", "native_"))}
+
+
+def test_a_gate_is_constant_though_what_it_reads_is_explained_in_another_reading():
+    class PooledGate(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.bn, self.pool = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.MaxPool2d(2)
+
+        def forward(self, x):
+            x = self.pool(self.bn(self.conv(x)))
+            return (x * x.mean((2, 3), keepdim=True).sigmoid()).flatten(1)
+
+    plans = fxlrp.check(PooledGate().eval(), "epsilon_plus", X).plans
+    assert [(plan.op.split(".")[0], plan.how) for plan in plans] == [
+        ("conv2d", COMPOSITE),
+        ("max_pooled", GRADIENT),
+        ("mean", CONSTANT),
+        ("sigmoid", CONSTANT),
+        ("mul", CONVENTION),
+        ("view", EXACT),
+    ]
