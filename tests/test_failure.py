@@ -1,6 +1,6 @@
 """Where something is said to have happened is a place of the user's, and nothing is said beside the error.
 
-The kind of fault: places in fxlrp, in torch, or in the caller; torch's graphs and logs in front of the error; torch's own
+The kind of fault: places in fxlrp, in torch, or in the caller; torch's graphs and logs in front of the error; its own
 warnings of what it is going to remove.
 """
 
@@ -99,7 +99,7 @@ TRANSFORMS = {
 def test_transforms_in_the_model(transform):
     model = nn.Sequential(transform, nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten()).eval()
     name = type(transform).__name__
-    with pytest.raises(errors.CaptureError, match=rf"in module '0.*\(.*model\[1:\]\)") as caught:
+    with pytest.raises(errors.CaptureError, match=r"in module '0.*\(.*model\[1:\]\)") as caught:
         fxlrp.convert(model, "epsilon_plus")(X)
     assert name in str(caught.value) or "'0.transforms" in str(caught.value)
     assert "apply it before" in str(caught.value)
