@@ -238,7 +238,6 @@ BETWEEN = {
     "softplus": lambda x: nn.functional.softplus(x, -1.0),
     "pooled": lambda x: nn.functional.avg_pool2d(x.relu(), 1, divisor_override=-2),
     "scaled": lambda x: x.relu() * -2.0,
-    "shifted": lambda x: x.relu() + -2.0,
 }
 
 
