@@ -272,12 +272,12 @@ def break_bias(patch):
     """A rule that takes the forward's output without the bias for its denominator."""
     plain = BasicRule._value
 
-    def value(branch, at, output):
-        found, pull = plain(branch, at, output)
+    def value(rule, branch, at, output):
+        found, pull = plain(rule, branch, at, output)
         bias = at.op.at_zero(at) if at.op.at_zero is not None else None
         return (found if bias is None or at.op is not lookup(aten.conv2d.default) else found - bias), pull
 
-    patch.setattr(BasicRule, "_value", staticmethod(value))
+    patch.setattr(BasicRule, "_value", value)
     return {"stem", "inner", "outer"}
 
 
