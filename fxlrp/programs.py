@@ -274,7 +274,8 @@ def _own_tensors(canonical: fx.GraphModule) -> None:
         kept.add(path)
         owner, _, name = path.rpartition(".")
         module = canonical.get_submodule(owner)
-        value = getattr(module, name).detach().clone()
+        with torch.inference_mode(False):
+            value = getattr(module, name).detach().clone()
         if name in module._parameters:
             module._parameters[name] = nn.Parameter(value, requires_grad=False)
         else:
