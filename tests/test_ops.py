@@ -64,7 +64,7 @@ CALLS = [
     (aten.conv_transpose3d.input, rand(1, 2, 3, 3, 2), rand(2, 3, 2, 2, 2), rand(3)),
     (padded_convolution, rand(*IMAGE), rand(6, 2, 3, 3), rand(6), [2, 2], [0, 1], [1, 1], 2, [0, 1, 2, 1]),
     (affine, rand(*IMAGE), rand(4), rand(4)),
-    (constant_map, rand(*IMAGE), rand(1, 4, 1, 1), rand(1, 1, 5, 5)),
+    (constant_map, rand(*IMAGE), rand(1, 4, 1, 1), rand(1, 1, 6, 5)),
     (aten.relu.default, rand(*IMAGE)),
     (aten.hardtanh.default, 4 * rand(*IMAGE), 0.0, 6.0),
     (aten.silu.default, rand(*IMAGE)),
