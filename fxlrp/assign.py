@@ -315,7 +315,8 @@ class _Offers:
                 continue
             if path not in named and self._hooks.get(path) is None:
                 continue
-            place = f"'{path}' ({type(module).__name__})"
+            place = f"'{path}'" if path else "the model itself"
+            place += f" ({type(module).__name__})"
             # A map of everything has rules for the parts as well, and these are what it is about.
             if path not in named and any(not path or matched.startswith(f"{path}.") for matched in self._matched):
                 beside.append(place)

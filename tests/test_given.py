@@ -331,7 +331,7 @@ def test_one_tensor_among_fields():
 
 def test_outputs_that_are_none():
     nested = Several(lambda main, aux: {"a": (main, aux)})
-    with pytest.raises(errors.CaptureError, match=r"output='a' gives a tuple of 2.* lambda found: found\['a'\]\[0\]"):
+    with pytest.raises(errors.CaptureError, match=r"output='a' gives a tuple of 2.*lambda found: found\['a'\]\[0\]"):
         fxlrp.convert(nested, output="a")(X)
     assert fxlrp.convert(nested, "epsilon_plus", output=lambda found: found["a"][0])(X, 1).output.shape == (2, 5)
     with pytest.raises(errors.CaptureError, match=r"fails with KeyError: 'b'.* keys \['a'\]"):

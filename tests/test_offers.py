@@ -141,7 +141,7 @@ def test_the_first_layer_is_asked_once():
 
 def test_a_map_of_everything_is_one_of_all_parts():
     everything = Composite(module_map=lambda context, name, module: zr.Epsilon(0.1))
-    with pytest.warns(UserWarning, match=r"rules to '0' \(Sequential\).* those of the parts hold") as caught:
+    with pytest.warns(UserWarning, match=r"rules to the model itself .*, '0' .* those of the parts hold") as caught:
         found = relevance(everything)
     assert {warning.filename for warning in caught} == {__file__}
     parts = Composite(module_map=lambda context, name, module: None if list(module.children()) else zr.Epsilon(0.1))
@@ -159,8 +159,10 @@ def test_a_map_by_the_end_of_a_name():
 
 
 def test_a_rule_for_a_container_by_its_type():
-    with pytest.raises(errors.CompositeError, match=r"to '0' \(Sequential\), which contains other modules"):
-        relevance(LayerMapComposite([(nn.Sequential, zr.Epsilon()), (nn.Conv3d, zr.Epsilon())]))
+    with pytest.raises(errors.CompositeError, match=r"to '0.0' \(Block\), which contains other modules"):
+        relevance(LayerMapComposite([(Block, zr.Epsilon())]))
+    with pytest.raises(errors.CompositeError, match=r"the model itself \(Sequential\), which contains other"):
+        relevance(LayerMapComposite([(nn.Sequential, zr.Epsilon())]))
 
 
 def test_a_rule_for_a_container_by_its_name_though_its_parts_have_some():
