@@ -268,7 +268,7 @@ class _Offers:
         if op.structural:
             return None
         is_module = module is not None and (_is_leaf(module) or isinstance(module, type(stand_in)))
-        if is_module and hook is not None:
+        if module is not None and is_module and hook is not None:
             self._matched.add(path)
             self._once(node, path, module, stand_in)
             return hook, module

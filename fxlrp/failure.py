@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
-from typing import Any
+from typing import Any, TextIO, cast
 
 import torch
 from torch import nn
@@ -45,7 +45,7 @@ def without_graphs() -> Iterator[None]:
     try:
         for logger in _LOGGERS:
             logger.setLevel(logging.CRITICAL)
-        with redirect_stderr(_WithoutGraphs(sys.stderr)):
+        with redirect_stderr(cast(TextIO, _WithoutGraphs(sys.stderr))):
             yield
     finally:
         for logger, level in zip(_LOGGERS, levels, strict=True):

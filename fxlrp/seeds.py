@@ -97,8 +97,8 @@ def as_tensor(target: Target) -> Any:
     if not isinstance(target, list | tuple | range):
         return target
     for index, value in enumerate(target):
-        whole = isinstance(value, Tensor) and not value.ndim and not (value.is_floating_point() or value.is_complex())
-        if isinstance(value, bool) or not (isinstance(value, Integral) or (whole and value.dtype != torch.bool)):
+        number = value.item() if isinstance(value, Tensor) and not value.ndim else value
+        if isinstance(number, bool) or not isinstance(number, Integral):
             raise TargetError(
                 f"a list of classes holds an int for each sample, and not {_described(value)} (at {index}): {_HELP}"
             )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._library.custom_ops import CustomOpDef
 from zennit.core import Hook
 
 from .errors import RuleError
@@ -198,7 +199,7 @@ def _check_target(target: Any) -> None:
             f"{target!r} is a module, and an entry speaks of an op: name the ops that fxlrp.check(model, ...) lists "
             "for it, or give the module a rule in the composite, as in LayerMapComposite([(MyLayer, rule)])"
         )
-    if isinstance(target, torch.library.CustomOpDef):
+    if isinstance(target, CustomOpDef):
         name = target._qualname.replace("::", ".")
         raise RuleError(f"a graph calls the op that the function defines: name it, torch.ops.{name}.default")
     of_torch = not isinstance(target, torch._ops.OperatorBase) and str(_home(target)).startswith("torch")
