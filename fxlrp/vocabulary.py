@@ -354,16 +354,16 @@ class Call:
         """The Jacobian-vector product: how the op's value changes, to first order, with its inputs along `tangents`.
 
         It is the derivative of the transpose: an op that relevance goes back through has that one, but need have no
-        forward derivative, for which `torch.func.jvp` may give zero without a word.
+        forward derivative, for which `torch.func.jvp` may give zero without a word: it is held against the transpose.
 
         Raises
         ------
         NoDerivative
-            If the op cannot be differentiated twice.
+            If the op has neither.
         """
         tangents = [t.to(x.dtype) for t, x in zip(tangents, self.inputs, strict=True)]
         try:
-            return _derivative_of_transpose(self, tangents)
+            return _derivative(self, tangents)
         except NoDerivative:
             if not self.op.linear or self.op.structural:
                 raise
@@ -375,7 +375,7 @@ class NoDerivative(Exception):
     """An op has no derivative that could be checked against: it may be right all the same."""
 
 
-def _derivative_of_transpose(call: Call, tangents: Sequence[Tensor]) -> Any:
+def _derivative(call: Call, tangents: Sequence[Tensor]) -> Any:
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in call.inputs]
         value = call.with_inputs(inputs)._value()
@@ -383,18 +383,46 @@ def _derivative_of_transpose(call: Call, tangents: Sequence[Tensor]) -> Any:
         outputs = list(value) if several else [value]
         # Any will do, as the transpose is linear in them.
         seeds = [torch.linspace(1, 2, o.numel()).to(o).view(o.shape).requires_grad_() for o in outputs]
+        taken_back = _gradients(outputs, inputs, seeds, create_graph=True)
         try:
-            options = {"allow_unused": True, "materialize_grads": True}
-            taken_back = torch.autograd.grad(outputs, inputs, seeds, create_graph=True, **options)
-            on_graph = [pair for pair in zip(taken_back, tangents, strict=True) if pair[0].requires_grad]
-            found = [torch.zeros_like(seed) for seed in seeds]
-            if on_graph:
-                found = list(torch.autograd.grad([t for t, _ in on_graph], seeds, [t for _, t in on_graph], **options))
-        except RuntimeError as error:
-            raise NoDerivative(f"{call.target} cannot be differentiated twice") from error
+            found = _of_transpose(taken_back, seeds, tangents)
+        except NoDerivative:
+            found = _forward(call, tangents)
     products = [(t.detach() * tangent).double() for t, tangent in zip(taken_back, tangents, strict=True)]
     off = sum((s * f).double().sum() for s, f in zip(seeds, found, strict=True)) - sum(p.sum() for p in products)
-    # A backward pass that is not seen by autograd gives zero without a word, too.
+    # What autograd does not see, on the way there or on the way back, gives zero without a word.
     if not abs(off) <= 1e-2 * sum(p.abs().sum() for p in products):
-        raise NoDerivative(f"{call.target} has a backward pass that autograd does not see")
+        raise NoDerivative(f"{call.target} has a derivative that autograd does not see")
     return tuple(found) if several else found[0]
+
+
+def _gradients(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], seeds: Sequence[Tensor], *, create_graph: bool = False
+) -> Sequence[Tensor]:
+    options = {"create_graph": create_graph, "allow_unused": True, "materialize_grads": True}
+    try:
+        return torch.autograd.grad(outputs, inputs, seeds, **options)
+    except RuntimeError as error:
+        raise NoDerivative(f"it cannot be differentiated: {error}") from error
+
+
+def _of_transpose(
+    taken_back: Sequence[Tensor], seeds: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> Sequence[Tensor]:
+    """The derivative of what was taken back, with respect to what it was taken back of."""
+    on_graph = [(t, tangent) for t, tangent in zip(taken_back, tangents, strict=True) if t.requires_grad]
+    if not on_graph:
+        return [torch.zeros_like(seed) for seed in seeds]
+    return _gradients([t for t, _ in on_graph], seeds, [tangent for _, tangent in on_graph])
+
+
+def _forward(call: Call, tangents: Sequence[Tensor]) -> Sequence[Tensor]:
+    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
+        value = call.with_inputs(inputs)._value()
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+    try:
+        # An expanded value is written to, as a dual number.
+        return torch.func.jvp(run, tuple(x.contiguous() for x in call.inputs), tuple(tangents))[1]
+    except RuntimeError as error:
+        raise NoDerivative(f"it has no forward derivative: {error}") from error

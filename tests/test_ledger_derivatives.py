@@ -92,9 +92,16 @@ def test_a_derivative_needs_no_forward_derivative(target):
 
 
 @pytest.mark.parametrize("target", [closed, Once.apply, OutOfSight.apply], ids=["custom_op", "once", "out of sight"])
-def test_what_cannot_be_differentiated_twice_says_so(target):
-    with pytest.raises(NoDerivative, match=r"twice|does not see"):
+def test_what_has_no_derivative_to_check_against_says_so(target):
+    with pytest.raises(NoDerivative, match=r"derivative"):
         call_of(target, rand(3, 4)).jvp([rand(3, 4)])
+
+
+def test_a_forward_derivative_will_do_as_well():
+    """PyTorch cannot differentiate this one twice; its slope of a sixth is a float32's."""
+    x, tangent = rand(3, 4), rand(3, 4)
+    call = call_of(torch.ops.aten.hardsigmoid.default, x)
+    torch.testing.assert_close(call.jvp([tangent]), tangent * (x.abs() < 3) / 6, rtol=1e-7, atol=0.0)
 
 
 class Custom(nn.Module):
@@ -127,10 +134,11 @@ def test_an_op_of_a_users(monkeypatch, name, checked):
 
 
 class Attending(nn.Module):
-    """One head of attention, its mask spelled in one of four ways."""
+    """One head of attention, its mask spelled in one of three ways."""
 
-    def __init__(self, mask, spelling):
+    def __init__(self, mask, spelling, lowest=None):
         super().__init__()
+        self.lowest = lowest
         self.qkv, self.head = nn.Linear(6, 18), nn.Linear(6, 3)
         self.register_buffer("mask", mask)
         self.spelling = spelling
@@ -141,10 +149,8 @@ class Attending(nn.Module):
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask)
         else:
             scores = q @ k.mT / math.sqrt(6)
-            if self.spelling == "added":
-                scores = scores + self.mask
-            else:
-                scores = scores.masked_fill(self.mask < 0, self.mask.min().item())
+            added = self.spelling == "added"
+            scores = scores + self.mask if added else scores.masked_fill(self.mask < 0, self.lowest)
             y = scores.softmax(-1) @ v
         return self.head(y.mean(1))
 
@@ -170,15 +176,15 @@ def test_masks(low, dtype):
         found = []
         for spelling in ("fused", "added", "filled"):
             torch.manual_seed(0)
-            model = trained(Attending(mask_of(lowest, whole, torch.float64), spelling)).to(dtype).eval()
+            model = trained(Attending(mask_of(lowest, whole, torch.float64), spelling, lowest)).to(dtype).eval()
             model.mask = mask_of(lowest, whole, dtype)
             twin = fxlrp.convert(model, composite_of(zr.Epsilon(1e-6)))
-            # Not all of it on one class: where masks took part, it would overflow.
+            # Large: where masks took part, it would overflow.
             seed = 50 * torch.ones(2, 3, dtype=dtype)
             assert fxlrp.audit(twin, x, seed).leak < tolerance
             found.append(twin(x, seed).relevance)
-        for other in found[1:]:
-            # The spellings have other stabilizers.
+        # Of a whole row, what is filled in leaves nothing of the scores: another function. Stabilizers are others, too.
+        for other in found[1:2] if whole else found[1:]:
             torch.testing.assert_close(other, found[0], rtol=1e-3, atol=1e-3 * found[0].abs().max().item())
 
 
@@ -196,7 +202,7 @@ def test_a_row_that_is_masked_as_a_whole_by_booleans_attends_to_nothing():
     assert relevance.abs().max() > 0
 
 
-def test_shared_heads_and_a_causal_mask(monkeypatch):
+def test_shared_heads_and_a_causal_mask():
     """Fused attention's own formula, from the side of the output, with each of its options."""
 
     class Grouped(nn.Module):
@@ -222,5 +228,5 @@ def test_training_mode_with_dropout_and_a_recorded_module():
     """What was dropped, batch statistics and recorded paths are a call's own: there is no false alarm."""
     layers = [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.5), nn.MaxPool2d(2), nn.Flatten()]
     model = trained(nn.Sequential(*layers, nn.Linear(16, 3))).train()
-    twin = fxlrp.convert(model, composite_of(zr.Epsilon()), trainable=True, record=("0", "6"))
+    twin = fxlrp.convert(model, composite_of(zr.Epsilon()), trainable=True, record=("6",))
     assert fxlrp.audit(twin, rand(4, 2, 6, 6), 1).leak < 1e-9

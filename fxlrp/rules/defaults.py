@@ -250,7 +250,7 @@ class Attention(Rule):
         """Weights of queries and keys as weights of the scores, those as of the attention weights, and of the value."""
         q, k, v, scores, _ = self._parts(call, relevance)
         given = {position: of for (position, _), of in zip(call.slots, weights, strict=True)}
-        of_q, of_k, of_v = (given.get(i, x.new_zeros(())).expand_as(x) for i, x in enumerate(call.args[:3]))
+        of_q, of_k, of_v = (given[i] if i in given else torch.zeros_like(x) for i, x in enumerate(call.args[:3]))
         of_k, of_v = _for_each_head(call, q, of_k, of_v)
         of_scores = matmul_weights(q, k.mT, scores, of_q, of_k.mT)
         attention = _attention_weights(call, relevance.dtype)
