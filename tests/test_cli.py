@@ -105,8 +105,8 @@ def test_audit_prints_the_ledger_and_draws_the_flow(audit, photo, tmp_path):
     assert f"{photo}" in result.output
     assert "espresso" in lines[2]
     header = next(i for i, line in enumerate(lines) if line.startswith("module "))
-    assert " ".join(lines[header].split()) == "module op rule in to inputs bias stabilizer definition rest"
-    assert [len(line.split()) for line in lines[header + 2 : header + 5]] == [9] * 3
+    assert " ".join(lines[header].split()) == "module op rule in to inputs bias stabilizer definition rest misplaced"
+    assert [len(line.split()) for line in lines[header + 2 : header + 5]] == [10] * 3
     assert lines[header + 5].startswith("... and ")
     assert float(lines[header - 2].split()[1].strip(",")) < 1e-9
     with Image.open(tmp_path / "flow.png") as image:
