@@ -116,6 +116,7 @@ class Programs:
                     hint = f" Near to it are: {', '.join(near)}." if near else ""
                     raise ModulePathError(f"record names the module '{path}', which the model has not.{hint}")
 
+    @torch.compiler.disable
     def of(self, inputs: tuple[Any, ...]) -> Program:
         """The program for these inputs, made if need be; of weights as they are now."""
         shapes = tuple(
@@ -180,7 +181,7 @@ class Programs:
     def _program(self, captured: Capture, fingerprint: tuple[Any, ...], now: dict[Any, Any]) -> Program:
         canonical = self._canonical(captured)
         passes = [self._pass(captured, canonical, method) for method in self._methods]
-        tensors = [] if self._trainable else _read_once(self._model, captured.graph_module)
+        tensors = [] if self._trainable else _read_only(captured.graph_module, self._root(captured))
         return Program(captured, fingerprint, canonical, passes, now, tensors, weights(tensors))
 
     def _renewed(self, stale: Program) -> Program:
@@ -202,10 +203,12 @@ class Programs:
             canonizer.apply(changed)
         return changed
 
+    def _root(self, captured: Capture) -> nn.Module:
+        """What holds the tensors: those of an exported program do not move with a twin, those of its module do."""
+        return captured.graph_module if self._exported is None else self._model
+
     def _canonical(self, captured: Capture) -> fx.GraphModule:
-        # An exported program's own tensors do not move with the twin; those of the module made of it do.
-        root = captured.graph_module if self._exported is None else self._model
-        canonical = fx.GraphModule(root, copy.deepcopy(captured.graph_module.graph), "Canonical")
+        canonical = fx.GraphModule(self._root(captured), copy.deepcopy(captured.graph_module.graph), "Canonical")
         canonize_graph(canonical, threshold_relu=self._threshold_relu)
         if not self._trainable:
             fold_constants(canonical)
@@ -255,10 +258,11 @@ def _written(graph_module: fx.GraphModule) -> set[fx.Node]:
     }
 
 
-def _read_once(model: nn.Module, captured: fx.GraphModule) -> list[Tensor]:
-    """The model's tensors, without those that its own graph writes to."""
-    written = {id(attrgetter(str(node.target))(captured)) for node in _written(captured)}
-    return [x for x in (*model.parameters(), *model.buffers()) if id(x) not in written]
+def _read_only(captured: fx.GraphModule, root: nn.Module) -> list[Tensor]:
+    """The tensors of the model that a graph reads, without those that it writes to."""
+    written = {node.target for node in _written(captured)}
+    paths = dict.fromkeys(str(node.target) for node in captured.graph.find_nodes(op="get_attr"))
+    return [attrgetter(path)(root) for path in paths if path not in written]
 
 
 def _own_tensors(canonical: fx.GraphModule) -> None:

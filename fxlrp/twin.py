@@ -103,14 +103,17 @@ class Twin(nn.Module):
             At the first call with such inputs, what `convert` raises.
         """
         single, inputs = isinstance(x, Tensor), inputs_of(x)
-        program = self._programs.of(inputs)
+        output, relevance, recorded = self._run(self._programs.of(inputs), inputs, target)
+        relevance = tuple(None if r is None else r.to(i.dtype) for r, i in zip(relevance, inputs, strict=True))
+        return Explanation(output, relevance[0] if single else relevance, recorded)
+
+    # Apart from `forward`: torch.compile cannot go on behind the search for a program where a `with` comes after it.
+    def _run(self, program: Program, inputs: tuple[Tensor, ...], target: Target) -> Any:
         with (
             outside_inference_mode(*inputs, target) as (*values, seed),
             torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable),
         ):
-            output, relevance, recorded = program.run(tuple(values), seed)
-        relevance = tuple(None if r is None else r.to(i.dtype) for r, i in zip(relevance, inputs, strict=True))
-        return Explanation(output, relevance[0] if single else relevance, recorded)
+            return program.run(tuple(values), seed)
 
     def capture(self, x: Tensor | tuple[Tensor, ...]) -> Program:
         """Capture the model for inputs like `x` now, rather than at the first call with such.
