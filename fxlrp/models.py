@@ -8,7 +8,7 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,9 @@ _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 
 
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
 def snapshot(model: nn.Module) -> nn.Module:
     """A copy whose tensors need no gradient and do not change with the model's.
 
@@ -48,17 +51,17 @@ def snapshot(model: nn.Module) -> nn.Module:
     return duplicate(model).requires_grad_(False)
 
 
-def duplicate(model: nn.Module) -> nn.Module:
+def duplicate(model: _Model) -> _Model:
     """A copy with tensors of its own; otherwise as `snapshot`."""
     return _copied(model, share_tensors=False)
 
 
-def copy_sharing_tensors(model: nn.Module) -> nn.Module:
+def copy_sharing_tensors(model: _Model) -> _Model:
     """A copy of the modules, with the same tensors."""
     return _copied(model, share_tensors=True)
 
 
-def _copied(model: nn.Module, *, share_tensors: bool) -> nn.Module:
+def _copied(model: _Model, *, share_tensors: bool) -> _Model:
     memo: dict[int, Any] = {}
     for value in _values_within(model):
         if isinstance(value, Tensor):

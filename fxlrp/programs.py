@@ -116,9 +116,12 @@ class Programs:
                     hint = f" Near to it are: {', '.join(near)}." if near else ""
                     raise ModulePathError(f"record names the module '{path}', which the model has not.{hint}")
 
-    @torch.compiler.disable
     def of(self, inputs: tuple[Any, ...]) -> Program:
         """The program for these inputs, made if need be; of weights as they are now."""
+        search: Any = torch.compiler.disable(self._of)
+        return search(inputs)
+
+    def _of(self, inputs: tuple[Any, ...]) -> Program:
         shapes = tuple(
             (type(x), x.dtype, tuple(x.shape), x.stride()) if isinstance(x, Tensor) else type(x) for x in inputs
         )

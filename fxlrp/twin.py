@@ -279,6 +279,6 @@ def explain(
         If the input has values that are not finite, or there is no such option; and what `convert` and the twin's call
         raise.
     """
-    check_options("explain", options, list(convert.__kwdefaults__))
+    check_options("explain", options, list(convert.__kwdefaults__ or ()))
     check_finite(x)
     return convert(model, composite, **options)(x, target)

@@ -145,7 +145,8 @@ class _SeedBySeed(torch.autograd.Function):
         """Nothing is kept: the derivative is that of what `vmap` runs."""
 
     @staticmethod
-    def vmap(info: Any, in_dims: Any, pull: Any, gradient: Tensor) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+        pull, gradient = args
         each = [pull(one) for one in gradient.unbind(in_dims[1])]
         found = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
         return found, (0,) * len(found)

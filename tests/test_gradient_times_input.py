@@ -124,6 +124,11 @@ def channels_joined(m: Preprocessed, x: Tensor) -> Tensor:
     return torch.cat([x[:, i].unsqueeze(1) * (0.5 / STD[i]) + (0.5 - MEAN[i]) / STD[i] for i in range(3)], 1)
 
 
+def two_readers(m: Preprocessed, x: Tensor) -> Tensor:
+    y = x - m.mean
+    return torch.cat([y[:, :1], (y / m.std)[:, 1:]], 1)
+
+
 SPELLINGS = {
     "operators": lambda m, x: (x - m.mean) / m.std,
     "numbers": lambda m, x: 2 * x - 1,
@@ -142,6 +147,7 @@ SPELLINGS = {
     "an embedding of pixels": lambda m, x: x + m.embedding,
     "a mean image": lambda m, x: (x - m.embedding) * 2,
     "an affine map of each pixel": lambda m, x: x * m.embedding + m.embedding.flip(3),
+    "one map, read by another and by itself": two_readers,
     "twice": lambda m, x: ((x - m.mean) / m.std + m.embedding) * 3 - 1,
 }
 

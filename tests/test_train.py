@@ -10,7 +10,6 @@ import csv
 import errno
 import json
 import os
-import runpy
 import shutil
 import subprocess
 import sys
@@ -666,11 +665,9 @@ def test_weights_to_begin_with_that_are_not_finite(data, tmp_path, no_work):
         fails(run(data, tmp_path / "out", weights=tmp_path / "start.pt"), words, "not finite")
 
 
-def test_python_m(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["fxlrp", "train", "--help"])
-    with pytest.raises(SystemExit, match="0"):
-        runpy.run_module("fxlrp", run_name="__main__")
-    printed = capsys.readouterr().out
+def test_python_m():
+    command = [sys.executable, "-m", "fxlrp", "train", "--help"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert "Usage: fxlrp train" in printed
     assert "[default: 0.9]" in printed
 

@@ -64,9 +64,12 @@ def read_constants_as_affine_maps(graph_module: fx.GraphModule) -> None:
             shifted |= {node} if node.target in _SIGNS else set()
             before = chains.pop(x, None) if len(x.users) == 1 else None
             chains[node] = _Chain(x, (step,)) if before is None else _Chain(before.x, (*before.steps, step))
+    written: dict[fx.Node, fx.Node] = {}
     for end, chain in chains.items():
         if end in of_input | shifted:
-            new = _replace(graph_module, end, chain, parameters)
+            # What another chain ends with, and more than this one reads, has been written anew.
+            x = written.get(chain.x, chain.x)
+            new = written[end] = _replace(graph_module, end, _Chain(x, chain.steps), parameters)
             if end not in of_input and len(chain.steps) == 1:
                 new.meta["spelled"] = _spelled(*chain.steps[0])
 
@@ -95,17 +98,17 @@ def _position(node: fx.Node, parameters: set[fx.Node]) -> int | None:
     """Where the value stands in a sum or product of a value and a constant; None if `node` is none such."""
     if node.op != "call_function" or node.target not in (*_SIGNS, *_PRODUCTS) or node.kwargs.keys() - {"alpha"}:
         return None
-    operands = [_without_expansion(operand, parameters) for operand in node.args[:2]]
+    operands: list[Any] = [_without_expansion(operand, parameters) for operand in node.args[:2]]
     values = [i for i, operand in enumerate(operands) if isinstance(operand, fx.Node) and operand not in parameters]
     if len(values) != 1 or (node.target in (aten.div.Tensor, aten.div.Scalar) and values != [0]):
         return None
-    (position,) = values
+    position = values[0]
     value, x = node.meta["val"], operands[position].meta["val"]
     same = isinstance(x, Tensor) and value.shape == x.shape and value.dtype == x.dtype
     if not same or not value.is_floating_point() or value.ndim < 2:
         return None
     for other in operands[:position] + operands[position + 1 :]:
-        shape = other.meta["val"].shape if isinstance(other, fx.Node) else ()
+        shape = list(other.meta["val"].shape) if isinstance(other, fx.Node) else []
         # A constant for each sample belongs to one batch.
         if len(shape) == value.ndim and shape[0] != 1:
             return None
@@ -144,7 +147,8 @@ def _behind(
 ) -> tuple[fx.Node, fx.Node]:
     """Scale and shift behind one more step."""
     args = [_without_expansion(operand, parameters) for operand in node.args]
-    at = lambda value: call(node, node.target, *args[:position], value, *args[position + 1 :], **node.kwargs)
+    target, _, kwargs = unwrap(node)
+    at = lambda value: call(node, target, *args[:position], value, *args[position + 1 :], **kwargs)
     if node.target in _PRODUCTS:
         return at(scale), at(shift)
     factor = _factor(node, position)
@@ -156,7 +160,7 @@ def _factor(node: fx.Node, position: int) -> Any:
     signs = _SIGNS[node.target]
     # Of a reversed difference, it is the first operand that alpha scales.
     scaled = position == (0 if signs[0] < 0 else 1)
-    alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
+    alpha: Any = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
     return signs[position] * (alpha if scaled else 1)
 
 
