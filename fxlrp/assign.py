@@ -55,6 +55,7 @@ def assign(
     unmatched: str = "error",
     gradient: bool = False,
     last: BasicHook | None = None,
+    explained: fx.Node | None = None,
 ) -> list[Step]:
     """The steps of the relevance pass, in the order of the forward pass.
 
@@ -74,6 +75,8 @@ def assign(
         What to do with an op that the vocabulary does not have, or has no rule for; "note": give it `Unsupported`.
     gradient : bool
         Whether what the composite leaves gets the plain gradient, in place of the vocabulary's default.
+    explained : fx.Node or None
+        The value that relevance starts from; None for the output.
     last : BasicHook or None
         The rule of the op that gives the output, whatever the composite says. Structure, and what passes relevance
         unchanged, may stand between that op and the output.
@@ -91,7 +94,7 @@ def assign(
     """
     if modules and composite is not None:
         check_names(composite, modules)
-    (output,) = next(node for node in graph.nodes if node.op == "output").args
+    output: Any = explained or next(node for node in graph.nodes if node.op == "output").args[0]
     active = carriers(node for node in graph.nodes if node.op == "placeholder" and _is_floating(node))
     if output not in active:
         raise CaptureError("the output that is explained does not depend on any floating-point input")

@@ -51,6 +51,7 @@ def emit(
     record: Sequence[str] = (),
     constant: bool,
     times_input: bool = False,
+    logits: fx.Node | None = None,
 ) -> list[Written]:
     """Add the relevance pass to a canonical graph, in place.
 
@@ -69,6 +70,8 @@ def emit(
         Whether parameters are constants, so that rules can modify them once.
     times_input : bool
         Whether what the rules propagate is to be multiplied with the value where it arrives, and where it is recorded.
+    logits : fx.Node or None
+        The value that relevance starts from, if it is not the output (`fxlrp.logits.logits_of`).
 
     Raises
     ------
@@ -88,7 +91,9 @@ def emit(
         target = graph.placeholder("target", default_value=None)
     with graph.inserting_before(end):
         writer = _Writer(graph_module, steps, constant, times_input)
-        writer.add(output, None, graph.create_node("call_function", seed_relevance, (output, target), name="seed"))
+        start = (output, target) if logits is None else (output, target, logits)
+        seed = graph.create_node("call_function", seed_relevance, start, name="seed")
+        writer.add(logits or output, None, seed)
         for step in reversed(steps):
             writer.take_on(step)
         relevance = [writer.arrived(node) for node in inputs]

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 from .books import Books, Row, relative
 from .errors import InputError, TargetError
 from .given import inputs_of
-from .program import Program
+from .program import Program, RelevancePass
 from .rules.base import total
 from .seeds import Target, seed_relevance
 from .twin import Twin, check_finite
@@ -140,7 +140,7 @@ def audit(twin: Twin, x: Tensor | tuple[Tensor, ...], target: Target = None) -> 
     program = twin.capture(inputs)
     with torch.inference_mode(False), torch.no_grad():
         values = _values(twin, program, tuple(value.clone() for value in inputs), target)
-        return _account(program, values)
+        return _account(program.pass_for(target), values)
 
 
 class _Values(fx.Interpreter):
@@ -150,34 +150,35 @@ class _Values(fx.Interpreter):
         super().__init__(graph_module, garbage_collect_values=False)
         self.extra_traceback = False  # An error's message is to stay what it is.
 
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As the graph has it; a seed has to be one."""
+        found = super().call_function(target, args, kwargs)
+        if target is seed_relevance and found.ndim > args[0].ndim:
+            raise TargetError(f"an audit is of one seed: give it one of the {len(found)}")
+        return found
+
 
 def _values(twin: Twin, program: Program, inputs: tuple[Tensor, ...], target: Target) -> dict[fx.Node, Any]:
     """The value of every node of the program's graph. The model's buffers are left as they were."""
 
-    def one_seed(output: Tensor) -> Tensor:
-        seed = seed_relevance(output, target)
-        if seed.ndim > output.ndim:
-            raise TargetError(f"an audit is of one seed: give it one of the {len(seed)}")
-        return seed
-
     buffers = {buffer: buffer.clone() for buffer in twin.model.buffers()}
-    run = _Values(program.passes[0].whole)
+    run = _Values(program.pass_for(target).whole)
     try:
-        run.run(*inputs, one_seed)
+        run.run(*inputs, target)
     finally:
         for buffer, before in buffers.items():
             buffer.copy_(before)
     return run.env
 
 
-def _account(program: Program, values: Mapping[fx.Node, Any]) -> Ledger:
-    nodes = list(program.passes[0].whole.graph.nodes)
+def _account(of: RelevancePass, values: Mapping[fx.Node, Any]) -> Ledger:
+    nodes = list(of.whole.graph.nodes)
     result: Any = nodes[-1].args[0]
-    output, relevances, _ = result
-    seed = values[next(node for node in nodes if node.target is seed_relevance)]
+    _, relevances, _ = result
+    seed = values[of.seed]
     books = Books(values)
-    books.receive(output, seed)
-    rows = [books.step(written) for written in program.passes[0].written]
+    books.receive(of.explained, seed)
+    rows = [books.step(written) for written in of.written]
     inputs = [node for node in nodes if node.op == "placeholder" and node.target != "target"]
     arrived = {node: values[share] for node, share in zip(inputs, relevances, strict=True) if share is not None}
     rows += [books.arrived(node, found) for node, found in arrived.items()]

@@ -17,7 +17,7 @@ from . import composites
 from .assign import Step, Unsupported
 from .canonizers.report import Report, report
 from .capture import Output
-from .given import check_flags, check_model, inputs_of
+from .given import check_choice, check_flags, check_model, inputs_of
 from .graph import carriers, is_known, module_path, name_of_target, unwrap
 from .models import snapshot
 from .programs import Method, Programs
@@ -26,12 +26,13 @@ from .rules.basic import BasicRule
 
 __all__ = ["Plan", "Preview", "check"]
 
-COMPOSITE, EXACT, CONVENTION, GRADIENT, CONSTANT, UNSUPPORTED = (
+COMPOSITE, EXACT, CONVENTION, GRADIENT, CONSTANT, NOT_EXPLAINED, UNSUPPORTED = (
     "composite",
     "exact",
     "by convention",
     "gradient",
     "constant",
+    "not explained",
     "unsupported",
 )
 """How an op's rule is come by, see `Plan.how`."""
@@ -52,6 +53,7 @@ class Plan:
         homogeneous of degree one) shares in proportion, input times gradient. "by convention": by a published rule, as
         one may do otherwise. "gradient": the plain gradient.
         "constant": the op depends on the input, but what reads it holds it constant (a gate, a deviation).
+        "not explained": the final softmax, log-softmax or sigmoid and what follows; relevance starts in front of it.
         "unsupported": there is no rule.
     why : str
         Of an unsupported op, where it is in the user's code and what to do.
@@ -103,6 +105,7 @@ def check(
     *,
     output: Output = None,
     threshold_relu: bool = True,
+    final_activation: str = "skip",
 ) -> Preview:
     """Tell what `fxlrp.convert` would do with each op, and which ops it has no rule for.
 
@@ -114,7 +117,7 @@ def check(
         As of `fxlrp.convert`.
     example_inputs : Tensor or tuple of Tensor
         Inputs to capture it with; their values do not matter.
-    output, threshold_relu
+    output, threshold_relu, final_activation
         As of `fxlrp.convert`.
 
     Returns
@@ -137,6 +140,7 @@ def check(
     """
     check_model(model)
     check_flags(threshold_relu=threshold_relu)
+    check_choice("final_activation", final_activation, ("skip", "keep"))
     exported = model if isinstance(model, ExportedProgram) else None
     programs = Programs(
         model.module() if isinstance(model, ExportedProgram) else snapshot(model),
@@ -146,12 +150,16 @@ def check(
         output=output,
         unmatched="note",
         threshold_relu=threshold_relu,
+        final_activation=final_activation,
     )
     canonical, steps = programs.steps(inputs_of(example_inputs))
     of_node = {step.node: step for step in steps}
-    told = _read_by(of_node) & carriers(node for node in canonical.graph.nodes if node.op == "placeholder")
-    told -= _behind_readings(steps) - of_node.keys()
-    plans = [_plan(node, of_node.get(node)) for node in canonical.graph.nodes if node in told]
+    active = carriers(node for node in canonical.graph.nodes if node.op == "placeholder")
+    read = _read_by(of_node)
+    told = (read & active) - (_behind_readings(steps) - of_node.keys())
+    end = next(node for node in canonical.graph.nodes if node.op == "output")
+    behind = (_read_by(end.all_input_nodes) & active) - read if steps else set()
+    plans = [_plan(node, of_node.get(node), node in behind) for node in canonical.graph.nodes if node in told | behind]
     return Preview(tuple(plans), report(canonical.graph))
 
 
@@ -192,10 +200,10 @@ def _nodes_in(args: Any) -> list[fx.Node]:
     return found
 
 
-def _plan(node: fx.Node, step: Step | None) -> Plan:
+def _plan(node: fx.Node, step: Step | None, behind: bool) -> Plan:
     place = (node.name, module_path(node), name_of_target(unwrap(node)[0]).removeprefix("aten."))
     if step is None:
-        return Plan(*place, "", CONSTANT)
+        return Plan(*place, "", NOT_EXPLAINED if behind else CONSTANT)
     rule = step.rule
     if isinstance(rule, Unsupported):
         return Plan(*place, "", UNSUPPORTED, str(rule.why))

@@ -14,7 +14,7 @@ from torch.fx.node import map_arg
 from .capture import Capture
 from .emit import Written
 from .graph import drop_dead_code, is_known
-from .seeds import Target, as_tensor, seed_relevance
+from .seeds import Target, as_tensor, is_given, seed_relevance
 
 __all__ = ["Program", "RelevancePass"]
 
@@ -43,6 +43,22 @@ class RelevancePass:
         graph = _without_readings(whole.graph)
         drop_dead_code(graph)
         self.graph_module = fx.GraphModule(whole, graph, "Twin")
+
+    @property
+    def seed(self) -> fx.Node:
+        """The node of `whole` that is the seed."""
+        return next(node for node in self.whole.graph.nodes if node.target is seed_relevance)
+
+    @property
+    def of_logits(self) -> bool:
+        """Whether it starts from the logits in front of a final activation, and not from the output."""
+        return len(self.seed.args) > 2
+
+    @property
+    def explained(self) -> fx.Node:
+        """The value of `whole` that relevance starts from."""
+        found: Any = self.seed.args[2 if self.of_logits else 0]
+        return found
 
     @cached_property
     def relevance_half(self) -> tuple[fx.GraphModule, list[int]]:
@@ -86,6 +102,9 @@ class Program:
         The model's, whose values it bakes in.
     weights : tuple
         What `fxlrp.models.weights` was of these.
+    of_output : callable or None
+        If the passes start from the logits in front of a final activation, and so speak of classes alone: makes the
+        program whose passes start from the output, for seeds that are given.
     """
 
     capture: Capture
@@ -95,6 +114,11 @@ class Program:
     settings: dict[Any, Any]
     tensors: list[Tensor]
     weights: tuple[Any, ...]
+    of_output: Callable[[], Program] | None = None
+
+    @cached_property
+    def _of_output(self) -> Program:
+        return self if self.of_output is None else self.of_output()
 
     def is_of(self, weights: Callable[[list[Tensor]], tuple[Any, ...]]) -> bool:
         """Whether the tensors whose values it bakes in are as they were."""
@@ -105,6 +129,10 @@ class Program:
         """Number the nodes of a canonical graph: by this they are found again in its copies, which rename them."""
         for number, node in enumerate(canonical.graph.nodes):
             node.meta["number"] = number
+
+    def pass_for(self, target: Target) -> RelevancePass:
+        """The first method's pass for a target: from the output, or from the logits in front of a final activation."""
+        return (self._of_output if is_given(as_tensor(target)) else self).passes[0]
 
     @property
     def graph_module(self) -> fx.GraphModule:
@@ -153,11 +181,10 @@ class Program:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
         target = as_tensor(target)
         rank = self.capture.output.meta["val"].ndim
-        given = isinstance(target, Tensor) and target.is_floating_point()
-        if not (callable(target) or given) or (isinstance(target, Tensor) and target.ndim == rank):
-            return self.graph_module(*inputs, target)
-        output, values = self.forward(inputs)
-        return output, *self.relevance(values, seed_relevance(output, target))
+        if not is_given(target) or (isinstance(target, Tensor) and target.ndim == rank):
+            return self.pass_for(target).graph_module(*inputs, target)
+        output, values = self._of_output.forward(inputs)
+        return output, *self._of_output.relevance(values, seed_relevance(output, target))
 
 
 # torch.compile cannot follow vmap over functions with derivatives of their own (torch 2.15): it runs as it is.

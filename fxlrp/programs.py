@@ -8,7 +8,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any
 
@@ -25,6 +25,7 @@ from .emit import emit
 from .errors import InputError, ModulePathError
 from .given import check_inputs
 from .graph import writes_buffers
+from .logits import logits_of
 from .models import copy_sharing_tensors, count_fused_steps, settings, weights
 from .program import Program, RelevancePass
 
@@ -78,7 +79,7 @@ class Programs:
         Whether parameters stay live.
     record : sequence of str or callable
         Module paths, or a function of the capture that gives them.
-    output, unmatched, threshold_relu
+    output, unmatched, threshold_relu, final_activation
         As of `fxlrp.convert`.
 
     Raises
@@ -98,10 +99,12 @@ class Programs:
         output: Output = None,
         unmatched: str = "error",
         threshold_relu: bool = True,
+        final_activation: str = "keep",
     ) -> None:
         self._model, self._exported, self._methods = model, exported, methods
         self._trainable, self._record, self._output = trainable, record, output
         self._unmatched, self._threshold_relu = unmatched, threshold_relu
+        self._final_activation = final_activation
         self.clear()
         if not trainable:
             count_fused_steps()
@@ -183,9 +186,14 @@ class Programs:
 
     def _program(self, captured: Capture, fingerprint: tuple[Any, ...], now: dict[Any, Any]) -> Program:
         canonical = self._canonical(captured)
-        passes = [self._pass(captured, canonical, method) for method in self._methods]
+        passes = [self._pass(captured, canonical, method, self._final_activation) for method in self._methods]
         tensors = [] if self._trainable else _read_only(captured.graph_module, self._root(captured))
-        return Program(captured, fingerprint, canonical, passes, now, tensors, weights(tensors))
+        program = Program(captured, fingerprint, canonical, passes, now, tensors, weights(tensors))
+
+        def of_output() -> Program:
+            return replace(program, passes=[self._pass(captured, canonical, m, "keep") for m in self._methods])
+
+        return replace(program, of_output=of_output) if any(each.of_logits for each in passes) else program
 
     def _renewed(self, stale: Program) -> Program:
         """The same program, of the weights as they are now: nothing is captured again."""
@@ -224,9 +232,12 @@ class Programs:
         check_inputs(inputs)
         captured = capture(self._source(), inputs, self._output)
         canonical = self._canonical(captured)
-        return canonical, self._assigned(captured, canonical, self._methods[0])
+        logits = logits_of(canonical.graph) if self._final_activation == "skip" else None
+        return canonical, self._assigned(captured, canonical, self._methods[0], logits)
 
-    def _assigned(self, captured: Capture, canonical: fx.GraphModule, method: Method) -> list[Step]:
+    def _assigned(
+        self, captured: Capture, canonical: fx.GraphModule, method: Method, explained: fx.Node | None
+    ) -> list[Step]:
         return assign(
             canonical.graph,
             captured.modules,
@@ -234,13 +245,18 @@ class Programs:
             unmatched=self._unmatched,
             gradient=method.gradient,
             last=method.last,
+            explained=explained,
         )
 
-    def _pass(self, captured: Capture, canonical: fx.GraphModule, method: Method) -> RelevancePass:
+    def _pass(
+        self, captured: Capture, canonical: fx.GraphModule, method: Method, final_activation: str
+    ) -> RelevancePass:
         whole = fx.GraphModule(canonical, copy.deepcopy(canonical.graph), "Twin")
-        steps = self._assigned(captured, whole, method)
+        logits = logits_of(whole.graph) if final_activation == "skip" else None
+        steps = self._assigned(captured, whole, method, logits)
         record = self._record(captured) if callable(self._record) else self._record
-        written = emit(whole, steps, record=record, constant=not self._trainable, times_input=method.gradient)
+        constant, times_input = not self._trainable, method.gradient
+        written = emit(whole, steps, record=record, constant=constant, times_input=times_input, logits=logits)
         whole.graph.lint()
         whole.recompile()
         return RelevancePass(whole, written)

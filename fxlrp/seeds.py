@@ -13,7 +13,7 @@ from torch import Tensor
 from .errors import TargetError
 from .values import may_look_at
 
-__all__ = ["Target", "as_tensor", "seed_relevance"]
+__all__ = ["Target", "as_tensor", "is_given", "seed_relevance"]
 
 Target = int | Sequence[int] | np.ndarray | Tensor | Callable[[Tensor], Tensor] | None
 """What to explain: see `seed_relevance`."""
@@ -24,7 +24,7 @@ _HELP = (
 )
 
 
-def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
+def seed_relevance(output: Tensor, target: Target = None, logits: Tensor | None = None) -> Tensor:
     """The relevance on the output that `target` asks for.
 
     A class is explained by the value of its output, ``R_c = z_c`` (eq. 3 of Bassi et al., Faster ISNet): relevance
@@ -39,21 +39,29 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
         None: each sample's highest output. An int: this class. Integers (B,), in a list, an array or a tensor: a class
         for each sample. A floating-point tensor or array of the output's shape: the seed itself; with one more
         dimension in front, (K, B, C): K seeds. A callable: a function of the output that returns the seed.
+    logits : Tensor or None
+        What stands in front of the output's final activation, of the output's shape: a class is explained by its value
+        there, while it is the output that says which class is highest.
 
     Returns
     -------
     Tensor
-        The seed, of the output's shape or with K in front.
+        The seed, of the output's shape or with K in front: of relevance of the logits, if these are given.
 
     Raises
     ------
     TargetError
         If a class is out of range, or a tensor's shape or dtype does not fit. The values of an integer tensor are
-        looked at on the CPU only, where that is free.
+        looked at on the CPU only, where that is free. If a seed itself is given beside logits: it is one of the output.
     """
-    if output.dtype in (torch.float16, torch.bfloat16):
-        output = output.float()
+    output = _exact(output)
+    explained = output if logits is None else _exact(logits)
     target = as_tensor(target)
+    if logits is not None and is_given(target):
+        raise TargetError(
+            "a seed given as a tensor is one of the output itself, and this pass explains classes, by the logits in "
+            "front of the final activation: call the twin, or convert the model with final_activation='keep'"
+        )
     if callable(target) and not isinstance(target, Tensor):
         found = target(output)
         if not isinstance(found, Tensor) or not found.is_floating_point():
@@ -63,7 +71,7 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
         return _given(output, target)
     if output.ndim < 2:
         if target is None:
-            return output
+            return explained
         shape = tuple(output.shape)
         raise TargetError(
             f"the output of shape {shape} has no classes to choose from: it is one number per sample, which "
@@ -71,7 +79,7 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
         )
     classes = output.shape[1]
     if target is None:
-        index = output.argmax(1, keepdim=True)
+        index = _highest(output, explained)
     elif isinstance(target, Integral) and not isinstance(target, bool):
         target = int(target)
         if not -classes <= target < classes:
@@ -81,7 +89,25 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
         index = _per_sample(output, target)
     else:
         raise TargetError(f"a target cannot be {_described(target)}: {_HELP}")
-    return torch.zeros_like(output).scatter(1, index, output.gather(1, index))
+    return torch.zeros_like(explained).scatter(1, index, explained.gather(1, index))
+
+
+def is_given(target: Any) -> bool:
+    """Whether a target, as `as_tensor` gives it, is the seed itself (or makes it), and no class."""
+    if isinstance(target, Tensor):
+        return target.is_floating_point()
+    return callable(target)
+
+
+def _exact(value: Tensor) -> Tensor:
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def _highest(output: Tensor, logits: Tensor) -> Tensor:
+    """Each sample's highest class: of several whose outputs are rounded to the same, that of the highest logit."""
+    if logits is not output:
+        output = logits.masked_fill(output < output.amax(1, keepdim=True), -torch.inf)
+    return output.argmax(1, keepdim=True)
 
 
 def as_tensor(target: Target) -> Any:

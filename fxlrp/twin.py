@@ -56,6 +56,7 @@ class Twin(nn.Module):
         output: Output,
         unmatched: str,
         threshold_relu: bool,
+        final_activation: str,
     ) -> None:
         super().__init__()
         self._exported = model if isinstance(model, ExportedProgram) else None
@@ -71,6 +72,7 @@ class Twin(nn.Module):
             "output": output,
             "unmatched": unmatched,
             "threshold_relu": threshold_relu,
+            "final_activation": final_activation,
         }
         self._programs = self._none_yet()
 
@@ -127,7 +129,10 @@ class Twin(nn.Module):
 
     @property
     def graph_module(self) -> fx.GraphModule:
-        """The graph module of the latest capture: ``(*inputs, target) -> (output, relevances, recorded)``."""
+        """The graph module of the latest capture: ``(*inputs, target) -> (output, relevances, recorded)``.
+
+        It explains classes, where there is a final activation that is not to be explained.
+        """
         if not self._programs.all:
             raise FxlrpError(
                 "nothing is captured yet: call the twin once, or give convert example_inputs, and then ask for its code"
@@ -194,6 +199,7 @@ def convert(
     output: Output = None,
     unmatched: str = "error",
     threshold_relu: bool = True,
+    final_activation: str = "skip",
 ) -> Twin:
     """Turn a model into a module that gives its output together with its explanation.
 
@@ -220,6 +226,10 @@ def convert(
     threshold_relu : bool
         What to do with a batch norm that is followed by a ReLU and then a linear layer (DenseNet): let the layer take
         it in, with a ReLU that clips at a threshold, or keep it as a linear op (``docs/canonization.md``).
+    final_activation : {"skip", "keep"}
+        What to do with a softmax, log-softmax or sigmoid that gives the output. "skip": it is not explained, a class's
+        relevance starts from its logit; a seed given as a tensor is put on the output itself, and goes through by the
+        op's rule. "keep": all of it does.
 
     Returns
     -------
@@ -243,6 +253,7 @@ def convert(
     check_model(model)
     check_flags(trainable=trainable, threshold_relu=threshold_relu)
     check_choice("unmatched", unmatched, ("error", "gradient"))
+    check_choice("final_activation", final_activation, ("skip", "keep"))
     twin = Twin(
         model,
         composite,
@@ -251,6 +262,7 @@ def convert(
         output=output,
         unmatched=unmatched,
         threshold_relu=threshold_relu,
+        final_activation=final_activation,
     )
     if example_inputs is not None:
         twin.capture(example_inputs)
