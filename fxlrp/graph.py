@@ -7,8 +7,8 @@ import operator
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import fx
@@ -32,6 +32,7 @@ __all__ = [
     "module_calls",
     "module_path",
     "name_of_target",
+    "on_the_cpu",
     "parameter_expressions",
     "source_line",
     "unpack",
@@ -41,6 +42,21 @@ __all__ = [
 ]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*(?P<code>[^\n]*)')
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def on_the_cpu(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Have a function that finds something out on numbers make these on the CPU, whatever the default device is."""
+
+    @wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def known(value: torch.Tensor, *_operands: Any) -> torch.Tensor:

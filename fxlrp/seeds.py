@@ -102,7 +102,7 @@ def as_tensor(target: Target) -> Any:
             raise TargetError(
                 f"a list of classes holds an int for each sample, and not {_described(value)} (at {index}): {_HELP}"
             )
-    return torch.tensor([int(value) for value in target], dtype=torch.long)
+    return torch.tensor([int(value) for value in target], dtype=torch.long, device="cpu")
 
 
 def _per_sample(output: Tensor, target: Tensor) -> Tensor:

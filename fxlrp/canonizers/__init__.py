@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from ..capture import Output, capture
 from ..given import check_flags, check_inputs, check_model, inputs_of
-from ..graph import drop_dead_code
+from ..graph import drop_dead_code, on_the_cpu
 from ..models import snapshot
 from .absorb import absorb_affine_maps
 from .batch_norm import give_statistics_out, read_batch_norms_as_affine
@@ -60,6 +60,7 @@ def passes(*, threshold_relu: bool = True) -> tuple[Pass, ...]:
     )
 
 
+@on_the_cpu
 def canonize_graph(graph_module: fx.GraphModule, *, threshold_relu: bool = True) -> fx.GraphModule:
     """Run all passes on a captured graph, in place.
 

@@ -1,0 +1,76 @@
+"""Whatever way a model may be called, its twin may be called in: devices, batches, strides, dtypes, threads, functions.
+
+Guards against what holds on ordinary calls alone: each way is held against the model itself, and its heatmap against
+that of an ordinary call.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import fxlrp
+from fxlrp.testing import trained
+from fxlrp.testing.assertions import relative
+
+
+class Residual(nn.Module):
+    """What `body` makes of an image is added to it."""
+
+    def __init__(self, *body):
+        super().__init__()
+        self.body = nn.Sequential(*body)
+
+    def forward(self, x):
+        return x + self.body(x)
+
+
+def network(spread: int = 9) -> nn.Module:
+    """Batch norms to fold and to absorb, sums, pools, for images of 8 x 8."""
+    return trained(
+        nn.Sequential(
+            nn.Conv2d(3, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            Residual(nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(4 * spread, 5),
+        )
+    ).eval()
+
+
+def images(count: int = 2) -> torch.Tensor:
+    return torch.randn(count, 3, 8, 8, dtype=torch.float64)
+
+
+@pytest.fixture
+def elsewhere():
+    """A default device other than the CPU, which cannot give numbers away."""
+    torch.set_default_device("meta")
+    yield
+    torch.set_default_device(None)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("composite", ["epsilon_plus", "epsilon_alpha2_beta1_flat", None])
+def test_the_default_device_is_another_one(elsewhere, composite, trainable):
+    with torch.device("cpu"):
+        model, x, seeds = network(), images(), torch.randn(3, 2, 5).double()
+        calls = (x, [1, 4]), (x, seeds)
+        expected = [fxlrp.convert(model, composite, trainable=trainable)(*call) for call in calls]
+    for call, there in zip(calls, expected, strict=True):
+        out = fxlrp.convert(model, composite, trainable=trainable)(*call)
+        assert torch.equal(out.output, there.output)
+        assert torch.equal(out.relevance, there.relevance)
+
+
+def test_tools_do_not_mind_the_default_device(elsewhere):
+    with torch.device("cpu"):
+        model, x = network(), images()
+        there = fxlrp.ISNet(model, variant="original")(x)
+    assert fxlrp.audit(fxlrp.convert(model, "epsilon_plus"), x, 1).leak < 1e-9
+    assert not fxlrp.check(model, "epsilon_plus", x).unsupported
+    assert relative(fxlrp.canonize(model, x)(x), model(x)) < 1e-12
+    assert torch.equal(fxlrp.ISNet(model, variant="original")(x).heatmaps["input"], there.heatmaps["input"])
