@@ -122,6 +122,8 @@ class Programs:
         return search(inputs)
 
     def _of(self, inputs: tuple[Any, ...]) -> Program:
+        if any(_is_empty(x) for x in inputs):
+            return self._of_empty(inputs)
         shapes = tuple(
             (type(x), x.dtype, tuple(x.shape), x.stride()) if isinstance(x, Tensor) else type(x) for x in inputs
         )
@@ -133,6 +135,17 @@ class Programs:
                 program = self._known_for(shapes, now) or self._made(inputs, shapes, now)
                 if not program.is_of(weights):
                     program = self._renewed(program)
+        return program
+
+    def _of_empty(self, inputs: tuple[Any, ...]) -> Program:
+        """The program that takes any batch, and so an empty one, at which torch.export can capture nothing."""
+        program = self._of(tuple(x.new_zeros((2, *x.shape[1:])) if _is_empty(x) else x for x in inputs))
+        for x, node in zip(inputs, program.capture.placeholders, strict=True):
+            if _is_empty(x) and isinstance(node.meta["val"].shape[0], int):
+                raise InputError(
+                    f"the batch is empty, shape {tuple(x.shape)}, and the model was captured for a fixed number of "
+                    "samples: leave out the call"
+                )
         return program
 
     def clear(self) -> None:
@@ -244,6 +257,10 @@ class Programs:
         whole.graph.lint()
         whole.recompile()
         return RelevancePass(whole, written)
+
+
+def _is_empty(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == 0
 
 
 def _without(now: dict[Any, Any], names: frozenset[Any]) -> tuple[Any, ...]:

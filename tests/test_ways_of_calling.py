@@ -74,3 +74,27 @@ def test_tools_do_not_mind_the_default_device(elsewhere):
     assert not fxlrp.check(model, "epsilon_plus", x).unsupported
     assert relative(fxlrp.canonize(model, x)(x), model(x)) < 1e-12
     assert torch.equal(fxlrp.ISNet(model, variant="original")(x).heatmaps["input"], there.heatmaps["input"])
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_an_empty_batch(trainable):
+    model, x = network(), images()
+    twin = fxlrp.convert(model, "epsilon_plus", trainable=trainable, record=("6",))
+    for target in (None, 1, [], torch.zeros(0, 5).double()):
+        out = twin(x[:0], target)
+        assert out.output.shape == (0, 5)
+        assert out.relevance.shape == (0, 3, 8, 8)
+        assert out.recorded["6"].shape == (0, 36)
+    assert twin(x[:0], torch.zeros(4, 0, 5).double()).relevance.shape == (4, 0, 3, 8, 8)
+    assert relative(twin(x, 1).relevance, fxlrp.explain(model, x, 1, "epsilon_plus").relevance) < 1e-12
+    assert len(twin._programs.all) == 1
+
+
+def test_an_empty_batch_beside_other_ways():
+    model, x = network(), images()
+    assert fxlrp.ISNet(model)(x[:0]).heatmaps["input"].shape == (0, 3, 8, 8)
+    with pytest.raises(fxlrp.errors.InputError, match="at least one sample"):
+        fxlrp.audit(fxlrp.convert(model, "epsilon_plus"), x[:0])
+    exported = torch.export.export(model, (x,), strict=False)
+    with pytest.raises(fxlrp.errors.InputError, match="a fixed number of samples"):
+        fxlrp.explain(exported, x[:0], 1, "epsilon_plus")
