@@ -98,3 +98,52 @@ def test_an_empty_batch_beside_other_ways():
     exported = torch.export.export(model, (x,), strict=False)
     with pytest.raises(fxlrp.errors.InputError, match="a fixed number of samples"):
         fxlrp.explain(exported, x[:0], 1, "epsilon_plus")
+
+
+class Flattened(nn.Module):
+    """Two convolutions, whose value `flatten` makes a row of for each image."""
+
+    def __init__(self, flatten):
+        super().__init__()
+        self.front = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 3))
+        self.head, self.flatten = nn.Linear(32, 5), flatten
+
+    def forward(self, x):
+        return self.head(self.flatten(self.front(x)))
+
+
+FLATTENED = {
+    "flatten": lambda y: y.flatten(1),
+    "reshape": lambda y: y.reshape(y.shape[0], -1),
+    "contiguous": lambda y: y.contiguous().view(y.shape[0], -1),
+    "tokens": lambda y: y.flatten(2).transpose(1, 2).reshape(y.shape[0], -1),
+    "shuffle": lambda y: y.unflatten(1, (2, 1)).transpose(1, 2).flatten(1),
+}
+
+
+def strided(x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The same images, laid out in memory in other ways."""
+    return {
+        "contiguous": x.contiguous(),
+        "channels last": x.contiguous(memory_format=torch.channels_last),
+        "every other": x.repeat_interleave(2, -1)[..., ::2],
+        "transposed": x.mT.contiguous().mT,
+        "batch last": x.movedim(0, -1).contiguous().movedim(-1, 0),
+    }
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("first", ["contiguous", "channels last"])
+@pytest.mark.parametrize("flatten", FLATTENED.values(), ids=FLATTENED)
+def test_inputs_of_any_strides(flatten, first, trainable):
+    model, x, seeds = trained(Flattened(flatten)).eval(), images(3), torch.randn(2, 3, 5).double()
+    there = fxlrp.convert(model, "epsilon_plus")
+    twin = fxlrp.convert(model, "epsilon_plus", trainable=trainable, example_inputs=strided(x)[first])
+    for count in (3, 2):
+        expected, several = there(x[:count], 1), there(x[:count], seeds[:, :count])
+        for other in strided(x[:count]).values():
+            out = twin(other, 1)
+            assert relative(out.output, model(x[:count])) < 1e-12
+            assert relative(out.relevance, expected.relevance) < 1e-12
+            assert relative(twin(other, seeds[:, :count]).relevance, several.relevance) < 1e-12
+    assert len(twin._programs.all) == 1
