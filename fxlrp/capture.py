@@ -273,7 +273,7 @@ def _copy(
         if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
             continue  # A write to the caller's own input is not an effect to repeat.
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: copies[n])
-        target = node.name if node.op == "placeholder" else _FOR_ANY_STRIDES.get(node.target, node.target)
+        target: Any = node.name if node.op == "placeholder" else _FOR_ANY_STRIDES.get(node.target, node.target)
         new = graph.create_node(node.op, target, args, kwargs, name=_name(node))
         new.meta = copy.copy(node.meta)
         if "stack_trace" not in new.meta and (origin := node.meta.get("from_node")):

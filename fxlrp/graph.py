@@ -155,16 +155,23 @@ def is_constant(node: fx.Node) -> bool:
     return True
 
 
-def carriers(sources: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes that relevance of `sources` may come through: dependent on their values, not on their shapes alone."""
+def carriers(sources: Iterable[fx.Node], *, masks: bool = False) -> set[fx.Node]:
+    """The nodes that relevance of `sources` may come through: dependent on their values, not on their shapes alone.
+
+    It comes through no number, and through no mask or index, which are another value's factor or place; these are
+    among the nodes if ``masks``.
+    """
     found = set(sources)
     for node in next(iter(found)).graph.nodes if found else ():
-        value = node.meta.get("val")
-        if node.target in SHAPE_ONLY or isinstance(value, int | float | bool | torch.SymInt | torch.SymFloat):
-            continue
-        if any(operand in found for operand in node.all_input_nodes):
+        if node.target not in SHAPE_ONLY and _may_carry(node.meta.get("val"), masks) and any(operand in found for operand in node.all_input_nodes):
             found.add(node)
     return found
+
+
+def _may_carry(value: Any, masks: bool) -> bool:
+    if isinstance(value, torch.Tensor):
+        return masks or value.is_floating_point() or value.is_complex()
+    return not isinstance(value, int | float | bool | torch.SymInt | torch.SymFloat)
 
 
 def drop_dead_code(graph: fx.Graph) -> None:

@@ -149,7 +149,8 @@ def check(
     )
     canonical, steps = programs.steps(inputs_of(example_inputs))
     of_node = {step.node: step for step in steps}
-    told = _read_by(of_node) & carriers(node for node in canonical.graph.nodes if node.op == "placeholder")
+    inputs = (node for node in canonical.graph.nodes if node.op == "placeholder")
+    told = _read_by(of_node) & carriers(inputs, masks=True)
     told -= _behind_readings(steps) - of_node.keys()
     plans = [_plan(node, of_node.get(node)) for node in canonical.graph.nodes if node in told]
     return Preview(tuple(plans), report(canonical.graph))

@@ -11,7 +11,7 @@ from ..rules.defaults import passed, transpose
 from ..vocabulary import Call, register
 from .facts import keeps_sign
 
-__all__ = ["dropped", "flipped", "written"]
+__all__ = ["CASTS", "dropped", "flipped", "written"]
 
 aten = torch.ops.aten
 
@@ -88,12 +88,10 @@ _structural(
     aten.index.Tensor,
     aten.im2col.default,
 )
+CASTS = (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default)
 # Relevance keeps its own precision, which the values' may be below.
 _structural(
-    aten._to_copy.default,
-    aten.to.dtype,
-    aten.to.dtype_layout,
-    aten.type_as.default,
+    *CASTS,
     vjp=lambda call, gradient: (gradient,),
     non_negative=_casts_non_negative,
 )
