@@ -208,6 +208,8 @@ def _entry(node: fx.Node, active: set[fx.Node], unmatched: str) -> tuple[Op, dic
     operands = {} if op is None else slots_of(node, op, carries)
     if op is not None and operands:
         return op, operands, None
+    if op is not None and op.structural:
+        return op, operands, Transpose()  # What it moves is a constant: of the input it reads the shape, or the place.
     why = UnsupportedOpError(
         f"fxlrp has no rule for {where(node)}"
         + ("" if op is None else f", of which only {', '.join(op.params) or 'options'} depend on the input")

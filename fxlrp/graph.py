@@ -163,7 +163,11 @@ def carriers(sources: Iterable[fx.Node], *, masks: bool = False) -> set[fx.Node]
     """
     found = set(sources)
     for node in next(iter(found)).graph.nodes if found else ():
-        if node.target not in SHAPE_ONLY and _may_carry(node.meta.get("val"), masks) and any(operand in found for operand in node.all_input_nodes):
+        if (
+            node.target not in SHAPE_ONLY
+            and _may_carry(node.meta.get("val"), masks)
+            and any(operand in found for operand in node.all_input_nodes)
+        ):
             found.add(node)
     return found
 

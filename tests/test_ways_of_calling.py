@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import fxlrp
@@ -209,3 +210,118 @@ def test_a_batch_norm_is_not_moved_through_a_cast_to_other_numbers(dtype):
 
     model, x = trained(Counts()).eval(), images()
     assert relative(fxlrp.explain(model, x, 1, "epsilon_plus").output, model(x)) < 1e-12
+
+
+class Written(nn.Module):
+    """A convolution's value, in a copy of which `write` overwrites a part, between two layers."""
+
+    def __init__(self, write):
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Linear(4, 5)
+        self.write = write
+
+    def forward(self, x):
+        h = self.first(x).relu()
+        return self.head(self.second(self.write(h)).relu().mean((2, 3)))
+
+
+def in_place(write):
+    def written(h):
+        h = h.clone()
+        write(h)
+        return h
+
+    return written
+
+
+def _constant(h):
+    h[:, 0] = 0.3
+
+
+def _zero_rows(h):
+    h[..., ::2, 1:4] = 0
+
+
+def _channel(h):
+    h[:, :1] = h[:, 1:2]
+
+
+def _scaled(h):
+    h[:, 1:] *= 2
+
+
+def _several(h):
+    h[:, [0, 2]] = h[:, [3, 1]]
+
+
+def _masked(h):
+    h[h < 0.2] = 0
+
+
+def _diagonal(h):
+    h.diagonal(0, 2, 3).mul_(3)
+
+
+def _added(h):
+    h.index_add_(1, torch.tensor([2, 0]), h[:, 1::2].clone())
+
+
+def _scattered(h, rows=3):
+    h.scatter_(1, torch.full_like(h[:, :1, :3], 2, dtype=torch.long), h[:, 1:2, :rows].clone())
+
+
+def _transposed(h):
+    h.mT[:, 2].copy_(h[:, 1])
+
+
+_cat = lambda *parts: torch.cat(parts, 1)
+WRITES = {
+    "constant": (_constant, lambda h: F.pad(h[:, 1:], (0, 0, 0, 0, 1, 0), value=0.3)),
+    "zero rows": (
+        _zero_rows,
+        lambda h: h * (1 - ((torch.arange(6) % 2 == 0)[:, None] & torch.tensor([0, 1, 1, 1, 0, 0]).bool()).double()),
+    ),
+    "channel": (_channel, lambda h: _cat(h[:, 1:2], h[:, 1:])),
+    "scaled": (_scaled, lambda h: h * torch.tensor([1.0, 2, 2, 2]).double().view(4, 1, 1)),
+    "several": (_several, lambda h: _cat(h[:, 3:], h[:, 1:2], h[:, 1:2], h[:, 3:])),
+    "masked": (_masked, lambda h: h * (h >= 0.2).double()),
+    "diagonal": (_diagonal, lambda h: h * (1 + 2 * torch.eye(6).double())),
+    "added": (_added, lambda h: h + _cat(h[:, 3:], 0 * h[:, :1], h[:, 1:2], 0 * h[:, :1])),
+    "scattered": (_scattered, lambda h: _cat(h[:, :2], torch.cat([h[:, 1:2, :3], h[:, 2:3, 3:]], 2), h[:, 3:])),
+    # What PyTorch cannot take gradients of.
+    "scattered in part": (
+        lambda h: _scattered(h, 6),
+        lambda h: _cat(h[:, :2], torch.cat([h[:, 1:2, :3], h[:, 2:3, 3:]], 2), h[:, 3:]),
+    ),
+    "transposed": (_transposed, lambda h: _cat(h[:, :2], h[:, 1:2].mT, h[:, 3:])),
+}
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_into_a_part_of_a_value(name):
+    """One seed and several, and the gradient of an original ISNet, against the same function without a write."""
+    write, spelled = WRITES[name]
+    model, other = (trained(Written(f)).eval() for f in (in_place(write), spelled))
+    other.load_state_dict(model.state_dict())
+    x, seeds = images(), torch.randn(3, 2, 5).double()
+    twin, there = (fxlrp.convert(m, "epsilon_plus") for m in (model, other))
+    assert relative(twin(x, 1).output, model(x)) < 1e-12
+    assert relative(model(x), other(x)) < 1e-12
+    for target in (1, seeds):
+        assert relative(twin(x, target).relevance, there(x, target).relevance) < 1e-10
+    assert fxlrp.audit(twin, x, 1).leak < 1e-9
+    gradients = []
+    for each in (model, other) if name != "scattered in part" else ():
+        fxlrp.ISNet(each, variant="original")(x).heatmaps["input"].square().sum().backward()
+        gradients.append([p.grad for p in each.parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        assert relative(ours, theirs) < 1e-9
+
+
+def test_what_a_mask_is_made_of_is_no_operand():
+    gated, clipped = (
+        trained(Written(f)).eval() for f in (lambda h: h * (h > 0.2).double(), lambda h: F.threshold(h, 0.2, 0.0))
+    )
+    clipped.load_state_dict(gated.state_dict())
+    x = images()
+    assert relative(*(fxlrp.explain(m, x, 1, "epsilon_plus").relevance for m in (gated, clipped))) < 1e-12

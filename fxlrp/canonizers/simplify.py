@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import call, known, unpack
+from ..graph import argument, call, known, unpack
 from ..ops.pooling import max_pooled
-from ..ops.structure import dropped, written
+from ..ops.structure import added, dropped, written
 
 __all__ = [
     "keep_winners_of_max_pooling",
@@ -44,12 +44,20 @@ def remove_no_ops(graph_module: fx.GraphModule) -> None:
 
 
 def read_copies_as_written(graph_module: fx.GraphModule) -> None:
-    """Replace ``aten.copy``, to which functionalization turns a write into a slice, by what it writes."""
+    """Replace ``aten.copy``, to which functionalization turns a write into a slice, by what it writes.
+
+    A write by indices that adds is a sum, and no write.
+    """
     for node in list(graph_module.graph.nodes):
         if node.target is aten.copy.default:
-            with graph_module.graph.inserting_before(node):
-                new = call(node, written, *node.args[:2], name=node.name)
-            node.replace_all_uses_with(new)
+            target, args = written, node.args[:2]
+        elif node.target is aten.index_put.default and argument(node, "accumulate"):
+            target, args = added, node.args[:3]
+        else:
+            continue
+        with graph_module.graph.inserting_before(node):
+            new = call(node, target, *args, name=node.name)
+        node.replace_all_uses_with(new)
 
 
 def read_dropout_as_product(graph_module: fx.GraphModule) -> None:
