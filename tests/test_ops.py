@@ -35,7 +35,7 @@ from fxlrp.ops.activation import thresholded_relu
 from fxlrp.ops.convolution import Geometry, convolve, transpose
 from fxlrp.ops.linear import affine, constant_map, padded_convolution, with_bias_map
 from fxlrp.ops.pooling import max_pooled
-from fxlrp.ops.structure import dropped, flipped, written
+from fxlrp.ops.structure import added, dropped, flipped, written
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
 from fxlrp.vocabulary import Call, lookup
@@ -152,6 +152,16 @@ CALLS = [
     (aten.mean.dim, rand(*IMAGE), [3, 1]),
     (aten.select_scatter.default, rand(*IMAGE), rand(2, 6, 5), 1, 0),
     (aten.slice_scatter.default, rand(*IMAGE), rand(2, 4, 2, 5), 2, 1, 3),
+    (aten.slice_scatter.default, rand(*IMAGE), rand(2, 4, 6, 3), -1, 0, 2**63 - 1, 2),
+    (aten.diagonal_scatter.default, rand(*IMAGE), rand(2, 4, 5), -1, 2, 3),
+    (aten.index_put.default, rand(*IMAGE), [None, torch.tensor([2, 0])], rand(2, 6, 5)),
+    (aten.index_put.default, rand(3, 4), [torch.tensor([2, 0]), torch.tensor([1, 3])], rand(1)),
+    (aten.index_put.default, rand(2, 3), [torch.tensor([[True, False, True], [False, True, False]])], rand(3)),
+    (aten.scatter.src, rand(3, 4), 1, torch.tensor([[2, 0], [3, 1]]), rand(2, 2)),
+    (aten.scatter.value, rand(3, 4), 0, torch.tensor([[2, 0, 1]]), 0.5),
+    (aten.scatter_add.default, rand(3, 4), 1, torch.tensor([[2, 2], [3, 1]]), rand(2, 2)),
+    (added, rand(*IMAGE), [None, torch.tensor([2, 2])], rand(2, 6, 5)),
+    (added, rand(3, 4), [torch.tensor([2, 0]), torch.tensor([1, 3])], rand(1)),
     (aten.upsample_nearest2d.vec, rand(1, 2, 3, 3), [5, 4], None),
     (aten.upsample_bilinear2d.vec, rand(1, 2, 3, 3), None, True, [2.0, 2.0]),
     (aten.upsample_nearest1d.vec, rand(1, 2, 3), [5], None),
