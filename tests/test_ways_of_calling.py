@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fxlrp
 from fxlrp.testing import trained
@@ -325,3 +326,71 @@ def test_what_a_mask_is_made_of_is_no_operand():
     clipped.load_state_dict(gated.state_dict())
     x = images()
     assert relative(*(fxlrp.explain(m, x, 1, "epsilon_plus").relevance for m in (gated, clipped))) < 1e-12
+
+
+class Attentive(nn.Module):
+    """Patches that attend to each other."""
+
+    def __init__(self, attend, dropout=0.0):
+        super().__init__()
+        self.patches, self.heads, self.head = nn.Conv2d(3, 4, 4, 4), nn.Linear(4, 12), nn.Linear(4, 5)
+        self.module = nn.MultiheadAttention(4, 2, batch_first=True, dropout=dropout)
+        self.attend = attend
+
+    def forward(self, x):
+        return self.head(self.attend(self, self.patches(x).flatten(2).mT).mean(1))
+
+
+def sdpa(**options):
+    def attend(self, t):
+        q, k, v = self.heads(t).unflatten(-1, (3, 2, 2)).movedim(2, 0).transpose(2, 3).unbind(0)
+        if options.get("enable_gqa"):
+            k, v = k[:, :1], v[:, :1]
+        return F.scaled_dot_product_attention(q, k, v, **options).transpose(1, 2).flatten(2)
+
+    return attend
+
+
+ATTENTIONS = {
+    "sdpa": sdpa(),
+    "causal": sdpa(is_causal=True, scale=0.4),
+    "mask": sdpa(attn_mask=torch.tensor([[0.0, -1.0, 2.0, -torch.inf]]).double()),
+    "shared": sdpa(enable_gqa=True),
+    "module": lambda self, t: self.module(t, t, t, need_weights=False)[0],
+    "module with weights": lambda self, t: self.module(t, t, t)[0],
+    "class token": lambda self, t: self.module(t[:, :1], t, t, need_weights=False)[0],
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ATTENTIONS)
+def test_gradient_times_input_through_attention(name, training):
+    """The maps and the gradient of a loss of theirs are autograd's, by the kernel that has second derivatives."""
+    model, x = trained(Attentive(ATTENTIONS[name])).train(training), images()
+    maps = fxlrp.ISNet(model, variant="gradient_input")(x).heatmaps["input"]
+    with sdpa_kernel(SDPBackend.MATH):
+        at = x.clone().requires_grad_()
+        winning = model(at).softmax(1).amax(1).sum()
+        expected = at * torch.autograd.grad(winning, at, create_graph=True)[0]
+    assert relative(maps, expected) < 1e-9
+    parameters = [p for p in model.parameters() if p is not model.head.bias]
+    ours, theirs = (
+        torch.autograd.grad(each.square().sum(), parameters, allow_unused=True, materialize_grads=True)
+        for each in (maps, expected)
+    )
+    assert all(relative(a, b) < 1e-8 for a, b in zip(ours, theirs, strict=True))
+    assert sum(bool(gradient.any()) for gradient in theirs) >= 4
+
+
+def test_attention_that_drops_weights():
+    """What is dropped is drawn once: relevance goes by the weights that are left."""
+    model, x = trained(Attentive(ATTENTIONS["module"], dropout=0.5)).train(), images()
+    for parameter in (model.patches.bias, model.head.bias, model.module.in_proj_bias, model.module.out_proj.bias):
+        parameter.data.zero_()
+    twin = fxlrp.convert(model, trainable=True, example_inputs=x)
+    torch.manual_seed(1)
+    expected = model(x)
+    torch.manual_seed(1)
+    assert relative(twin(x).output, expected) < 1e-12
+    assert fxlrp.audit(twin, x, 1).leak < 1e-9
+    fxlrp.ISNet(model, variant="gradient_input")(x).heatmaps["input"].sum().backward()
