@@ -51,6 +51,7 @@ def emit(
     record: Sequence[str] = (),
     constant: bool,
     times_input: bool = False,
+    batched: bool = True,
 ) -> list[Written]:
     """Add the relevance pass to a canonical graph, in place.
 
@@ -70,6 +71,9 @@ def emit(
     times_input : bool
         Whether what the rules propagate is to be multiplied with the value where it arrives, and where it is recorded.
 
+    batched : bool
+        As of `fxlrp.seed_relevance`.
+
     Raises
     ------
     ModulePathError
@@ -88,7 +92,9 @@ def emit(
         target = graph.placeholder("target", default_value=None)
     with graph.inserting_before(end):
         writer = _Writer(graph_module, steps, constant, times_input)
-        writer.add(output, None, graph.create_node("call_function", seed_relevance, (output, target), name="seed"))
+        options: dict[str, Any] = {} if batched else {"batched": False}
+        seed = graph.create_node("call_function", seed_relevance, (output, target), options, name="seed")
+        writer.add(output, None, seed)
         for step in reversed(steps):
             writer.take_on(step)
         relevance = [writer.arrived(node) for node in inputs]

@@ -157,7 +157,7 @@ def _values(twin: Twin, program: Program, inputs: tuple[Tensor, ...], target: Ta
     """The value of every node of the program's graph. The model's buffers are left as they were."""
 
     def one_seed(output: Tensor) -> Tensor:
-        seed = seed_relevance(output, target)
+        seed = seed_relevance(output, target, batched=program.batched)
         if seed.ndim > output.ndim:
             raise TargetError(f"an audit is of one seed: give it one of the {len(seed)}")
         return seed

@@ -16,7 +16,7 @@ from .emit import Written
 from .graph import drop_dead_code, is_known
 from .seeds import Target, as_tensor, seed_relevance
 
-__all__ = ["Program", "RelevancePass"]
+__all__ = ["Program", "RelevancePass", "has_batch"]
 
 Found = tuple[tuple[Tensor | None, ...], dict[str, Any]]
 
@@ -112,6 +112,11 @@ class Program:
         return self.passes[0].graph_module
 
     @property
+    def batched(self) -> bool:
+        """Whether the output has a batch; if not, its only dimension are the classes of one sample."""
+        return has_batch(self.canonical)
+
+    @property
     def size_bound(self) -> bool:
         """Whether it speaks for one spatial size alone, even if the capture of another one is the same graph."""
         return bool(self.canonical.meta.get("size_bound"))
@@ -165,6 +170,19 @@ class Program:
 def _of_each(half: fx.GraphModule, seeds: Tensor, saved: Sequence[Any]) -> Found:
     """The relevance half for each of K seeds."""
     return torch.vmap(lambda seed: half(seed, *saved), randomness="different")(seeds)
+
+
+def has_batch(canonical: fx.GraphModule) -> bool:
+    """Whether the output of a canonical graph has a batch: one of a single dimension may be of one sample.
+
+    It is one if the inputs have none, or no dimension of this size.
+    """
+    value = next(node for node in canonical.graph.nodes if node.op == "output").args[0].meta["val"]
+    if value.ndim != 1 or not isinstance(value.shape[0], int):
+        return True
+    sizes = [size for n in canonical.graph.nodes if n.op == "placeholder" for size in n.meta["val"].shape]
+    same = any(isinstance(size, int) and size == value.shape[0] for size in sizes)
+    return same and not canonical.meta.get("unbatched")
 
 
 def _without_readings(whole: fx.Graph) -> fx.Graph:

@@ -26,7 +26,7 @@ from .errors import InputError, ModulePathError
 from .given import check_inputs
 from .graph import writes_buffers
 from .models import copy_sharing_tensors, count_fused_steps, settings, weights
-from .program import Program, RelevancePass
+from .program import Program, RelevancePass, has_batch
 
 __all__ = ["Method", "Programs", "outside_inference_mode"]
 
@@ -253,7 +253,14 @@ class Programs:
         whole = fx.GraphModule(canonical, copy.deepcopy(canonical.graph), "Twin")
         steps = self._assigned(captured, whole, method)
         record = self._record(captured) if callable(self._record) else self._record
-        written = emit(whole, steps, record=record, constant=not self._trainable, times_input=method.gradient)
+        written = emit(
+            whole,
+            steps,
+            record=record,
+            constant=not self._trainable,
+            times_input=method.gradient,
+            batched=has_batch(canonical),
+        )
         whole.graph.lint()
         whole.recompile()
         return RelevancePass(whole, written)

@@ -24,7 +24,7 @@ _HELP = (
 )
 
 
-def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
+def seed_relevance(output: Tensor, target: Target = None, *, batched: bool = True) -> Tensor:
     """The relevance on the output that `target` asks for.
 
     A class is explained by the value of its output, ``R_c = z_c`` (eq. 3 of Bassi et al., Faster ISNet): relevance
@@ -39,6 +39,8 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
         None: each sample's highest output. An int: this class. Integers (B,), in a list, an array or a tensor: a class
         for each sample. A floating-point tensor or array of the output's shape: the seed itself; with one more
         dimension in front, (K, B, C): K seeds. A callable: a function of the output that returns the seed.
+    batched : bool
+        False: the output is of one sample, without a batch, shape (C,).
 
     Returns
     -------
@@ -61,6 +63,8 @@ def seed_relevance(output: Tensor, target: Target = None) -> Tensor:
         return _given(output, found)
     if isinstance(target, Tensor) and target.is_floating_point():
         return _given(output, target)
+    if not batched:
+        return seed_relevance(output.unsqueeze(0), target).squeeze(0)
     if output.ndim < 2:
         if target is None:
             return output

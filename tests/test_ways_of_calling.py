@@ -394,3 +394,89 @@ def test_attention_that_drops_weights():
     assert relative(twin(x).output, expected) < 1e-12
     assert fxlrp.audit(twin, x, 1).leak < 1e-9
     fxlrp.ISNet(model, variant="gradient_input")(x).heatmaps["input"].sum().backward()
+
+
+class OneSample(nn.Module):
+    """Takes images with a batch, and one without."""
+
+    def __init__(self, middle):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, stride=2)
+        self.transposed, self.head, self.middle = nn.ConvTranspose2d(4, 4, 2), nn.Linear(4, 5), middle
+
+    def forward(self, x):
+        x = (x - torch.tensor([0.1, 0.2, 0.3]).double().view(3, 1, 1)) / 0.25
+        h = self.second(self.middle(self, self.first(x).relu())).relu()
+        return self.head(h.mean((-2, -1)))
+
+
+MIDDLES = {
+    "plain": lambda self, h: h,
+    "max pooling": lambda self, h: F.max_pool2d(h, 2, 1),
+    "pools": lambda self, h: F.adaptive_max_pool2d(F.avg_pool2d(h, 2, 1), 6),
+    "paddings": lambda self, h: F.pad(F.pad(h, (1, 0, 2, 0)), (1, 1, 1, 1), mode="reflect"),
+    "transposed": lambda self, h: self.transposed(h) + 0.3,
+    "residual": lambda self, h: h + F.adaptive_avg_pool2d(h, 1).sigmoid() * h,
+}
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("name", MIDDLES)
+def test_one_sample_without_a_batch(name, trainable):
+    model, x = trained(OneSample(MIDDLES[name])).eval(), images(1)[0]
+    twin = fxlrp.convert(model, "epsilon_plus", trainable=trainable, record=("second",))
+    seeds = torch.randn(2, 5).double()
+    for target, batched in ((None, None), (-2, -2), ([3], [3]), (seeds[0], seeds[:1]), (seeds, seeds[:, None])):
+        out, there = twin(x, target), twin(x[None], batched)
+        assert relative(out.output, model(x)) < 1e-12
+        several = target is seeds
+        for ours, theirs in ((out.relevance, there.relevance), (out.recorded["second"], there.recorded["second"])):
+            assert relative(ours, theirs[:, 0] if several else theirs[0]) < 1e-12
+    assert fxlrp.audit(twin, x, 1).leak < 1e-9
+    with pytest.raises(fxlrp.errors.TargetError, match="out of range"):
+        twin(x, 5)
+
+
+def test_one_sample_whose_output_has_a_batch():
+    class Batched(OneSample):
+        def forward(self, x):
+            return super().forward(x).reshape(-1, 5)
+
+    model, x = trained(Batched(MIDDLES["plain"])).eval(), images(1)[0]
+    twin = fxlrp.convert(model, "epsilon_plus")
+    assert relative(twin(x, 1).relevance, twin(x[None], 1).relevance[0]) < 1e-12
+
+
+def test_one_number_of_each_sample_is_no_class():
+    """Of as many samples as the model has inputs, or one, and of a batch that the model has fixed."""
+
+    class Scores(nn.Module):
+        def __init__(self, fixed):
+            super().__init__()
+            self.conv, self.fixed = nn.Conv2d(3, 1, 8), fixed
+
+        def forward(self, x):
+            return self.conv(x).reshape(3 if self.fixed else -1)
+
+    for fixed, counts in ((False, (1, 2, 3)), (True, (3,))):
+        twin = fxlrp.convert(trained(Scores(fixed)).eval(), "epsilon_plus")
+        for count in counts:
+            x = images(count)
+            assert relative(twin(x).relevance, twin(x, twin(x).output).relevance) < 1e-12
+            with pytest.raises(fxlrp.errors.TargetError, match="one number per sample"):
+                twin(x, 0)
+
+
+def test_a_bag_of_images_has_classes():
+    """Instances of one sample: the output has no batch, whatever their number."""
+
+    class Bag(OneSample):
+        def forward(self, x):
+            return super().forward(x).amax(0)
+
+    model = trained(Bag(MIDDLES["plain"])).eval()
+    twin = fxlrp.convert(model, "epsilon_plus")
+    for count in (1, 2, 5):
+        x = images(count)
+        seed = F.one_hot(torch.tensor(2), 5) * model(x).detach()
+        assert relative(twin(x, 2).relevance, twin(x, seed).relevance) < 1e-12

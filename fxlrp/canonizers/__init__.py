@@ -24,6 +24,7 @@ from .fold import fold_affine_maps
 from .padding import join_padding_to_its_convolution
 from .report import Report, report
 from .simplify import (
+    give_single_samples_a_batch,
     keep_winners_of_max_pooling,
     read_copies_as_written,
     read_dropout_as_product,
@@ -46,6 +47,7 @@ def passes(*, threshold_relu: bool = True) -> tuple[Pass, ...]:
     """
     return (
         remove_no_ops,
+        give_single_samples_a_batch,
         read_copies_as_written,
         read_dropout_as_product,
         read_instance_norms,
