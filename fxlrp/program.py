@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.fx.node import map_arg
 
 from .capture import Capture
 from .emit import Written
 from .graph import drop_dead_code, is_known
+from .models import tensors_by_path
 from .seeds import Target, as_tensor, seed_relevance
 
 __all__ = ["Program", "RelevancePass", "has_batch"]
@@ -86,6 +88,8 @@ class Program:
         The model's, whose values it bakes in.
     weights : tuple
         What `fxlrp.models.weights` was of these.
+    lender : nn.Module or None
+        Whose parameters and buffers it is run with, in place of its own.
     """
 
     capture: Capture
@@ -95,6 +99,7 @@ class Program:
     settings: dict[Any, Any]
     tensors: list[Tensor]
     weights: tuple[Any, ...]
+    lender: nn.Module | None = None
 
     def is_of(self, weights: Callable[[list[Tensor]], tuple[Any, ...]]) -> bool:
         """Whether the tensors whose values it bakes in are as they were."""
@@ -132,9 +137,16 @@ class Program:
         drop_dead_code(graph)
         return fx.GraphModule(self.canonical, graph, "Forward")
 
+    def _called(self, part: fx.GraphModule, *args: Any) -> Any:
+        if self.lender is None:
+            return part(*args)
+        lent = tensors_by_path(self.lender)
+        paths = {str(node.target) for node in part.graph.find_nodes(op="get_attr")}
+        return functional_call(part, {path: lent[path] for path in lent.keys() & paths}, args)
+
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[int, Any]]:
         """The model's output, and the values that `relevance` needs."""
-        return self._forward_half(*inputs)
+        return self._called(self._forward_half, *inputs)
 
     def relevance(self, values: dict[int, Any], seed: Tensor, method: int = 0) -> Found:
         """Relevance of each input and what was recorded, from a seed of the output's shape or K of them (K in front).
@@ -151,8 +163,8 @@ class Program:
         half, numbers = self.passes[method].relevance_half
         saved = [values[number] for number in numbers]
         if seed.ndim == self.capture.output.meta["val"].ndim:
-            return half(seed, *saved)
-        return _of_each(half, seed, saved)  # pyright: ignore[reportCallIssue]
+            return self._called(half, seed, *saved)
+        return _of_each(partial(self._called, half), seed, saved)  # pyright: ignore[reportCallIssue]
 
     def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Any]:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
@@ -160,14 +172,14 @@ class Program:
         rank = self.capture.output.meta["val"].ndim
         given = isinstance(target, Tensor) and target.is_floating_point()
         if not (callable(target) or given) or (isinstance(target, Tensor) and target.ndim == rank):
-            return self.graph_module(*inputs, target)
+            return self._called(self.graph_module, *inputs, target)
         output, values = self.forward(inputs)
         return output, *self.relevance(values, seed_relevance(output, target))
 
 
 # torch.compile cannot follow vmap over functions with derivatives of their own (torch 2.15): it runs as it is.
 @torch.compiler.disable
-def _of_each(half: fx.GraphModule, seeds: Tensor, saved: Sequence[Any]) -> Found:
+def _of_each(half: Callable[..., Found], seeds: Tensor, saved: Sequence[Any]) -> Found:
     """The relevance half for each of K seeds."""
     return torch.vmap(lambda seed: half(seed, *saved), randomness="different")(seeds)
 

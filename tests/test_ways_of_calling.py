@@ -6,10 +6,14 @@ that of an ordinary call.
 
 from __future__ import annotations
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fxlrp
@@ -480,3 +484,121 @@ def test_a_bag_of_images_has_classes():
         x = images(count)
         seed = F.one_hot(torch.tensor(2), 5) * model(x).detach()
         assert relative(twin(x, 2).relevance, twin(x, seed).relevance) < 1e-12
+
+
+def tensors_of(model: nn.Module, *kinds: str) -> dict[str, torch.Tensor]:
+    """A model's tensors under the names that a twin has them by, as plain tensors."""
+    named = {"parameters": model.named_parameters, "buffers": model.named_buffers}
+    return {f"model.{name}": value.detach().clone() for kind in kinds for name, value in named[kind]()}
+
+
+def another(model: nn.Module, seed: int) -> nn.Module:
+    """The same model with other weights and statistics."""
+    other = trained(copy.deepcopy(model), seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.mul_(1 + 0.3 * torch.rand_like(parameter))
+    return other
+
+
+@pytest.mark.parametrize("context", [torch.enable_grad, torch.inference_mode])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_call_with_other_tensors(trainable, context):
+    model, x, seeds = network(), images(), torch.randn(2, 2, 5).double()
+    twin = fxlrp.convert(model, "epsilon_plus", trainable=trainable)
+    before = twin(x, 1)
+    other = another(model, 1)
+    there, given = fxlrp.convert(other, "epsilon_plus", trainable=True), tensors_of(other, "parameters", "buffers")
+    for _ in range(2):
+        for target in (1, seeds):
+            with context():
+                out = functional_call(twin, given, (x, target))
+            assert relative(out.output, other(x)) < 1e-12
+            assert relative(out.relevance, there(x, target).relevance) < 1e-12
+        with torch.no_grad():
+            for name, value in other.named_parameters():
+                given[f"model.{name}"].mul_(2)
+                value.mul_(2)
+    (home,) = twin._programs._homes.values()
+    assert len(home.all) == 1
+    after = twin(x, 1)
+    assert torch.equal(after.output, before.output)
+    assert torch.equal(after.relevance, before.relevance)
+
+
+def there_of(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return fxlrp.explain(model, x, 1, "epsilon_plus").relevance
+
+
+@pytest.mark.parametrize("kind", ["parameters", "buffers"])
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_call_with_some_tensors(trainable, kind):
+    """Parameters and buffers that are given keep the company of the model's own, also where they are `nn.Parameter`."""
+    model, x = network(), images()
+    twin, mixed = fxlrp.convert(model, "epsilon_plus", trainable=trainable), copy.deepcopy(model)
+    given = tensors_of(another(model, 1), kind)
+    mixed.load_state_dict({name.removeprefix("model."): value for name, value in given.items()}, strict=False)
+    expected = there_of(mixed, x)
+    assert relative(functional_call(twin, given, (x, 1)).relevance, expected) < 1e-12
+    if kind == "parameters":
+        given = {name: nn.Parameter(value) for name, value in given.items()}
+        assert relative(functional_call(twin, given, (x, 1)).relevance, expected) < 1e-12
+
+
+def test_an_exported_program_is_called_with_other_tensors():
+    model, x = network(), images()
+    other = another(model, 1)
+    for trainable in (False, True):
+        twin = fxlrp.convert(torch.export.export(model, (x,), strict=False), "epsilon_plus", trainable=trainable)
+        out = functional_call(twin, tensors_of(other, "parameters", "buffers"), (x, 1))
+        assert relative(out.relevance, there_of(other, x)) < 1e-12
+
+
+def test_statistics_that_are_given_are_updated():
+    model, x = network().train(), images(4)
+    other = another(model, 1).train()
+    twin = fxlrp.convert(model, "epsilon_plus", trainable=True)
+    given, before = tensors_of(other, "parameters", "buffers"), copy.deepcopy(model.state_dict())
+    out = functional_call(twin, given, (x, 1))
+    assert relative(out.output, other(x)) < 1e-12
+    for name, value in other.named_buffers():
+        torch.testing.assert_close(given[f"model.{name}"], value, rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["twin", "isnet"])
+def test_transforms_of_a_call_with_other_tensors(kind):
+    """The gradient is autograd's of a model that has these weights; a map over models gives each one's."""
+    model, x = network(), images()
+    if kind == "twin":
+        wrap, maps = partial(fxlrp.convert, composite="epsilon_plus", trainable=True), lambda out: out.relevance
+    else:
+        wrap, maps = partial(fxlrp.ISNet, variant="original"), lambda out: out.heatmaps["input"]
+    wrapped, others = wrap(model), [another(model, seed) for seed in (1, 2)]
+    given = [tensors_of(other, "parameters") for other in others]
+    for other in others:
+        other.load_state_dict(dict(model.named_buffers()), strict=False)
+    found = lambda tensors: maps(functional_call(wrapped, tensors, (x,)))
+    several = torch.func.vmap(found)({name: torch.stack([each[name] for each in given]) for name in given[0]})
+    for other, tensors, ours in zip(others, given, several, strict=True):
+        expected = maps(wrap(other)(x))
+        assert relative(ours, expected) < 1e-10
+        gradients = torch.func.grad(lambda tensors: found(tensors).square().sum())(tensors)
+        expected.square().sum().backward()
+        for name, parameter in other.named_parameters():
+            assert relative(gradients[f"model.{name}"], parameter.grad) < 1e-9
+
+
+def test_transforms_of_a_cold_twins_input():
+    model, x = network(), images()
+    loss = lambda x: fxlrp.convert(model, "epsilon_plus", trainable=True)(x, 1).relevance.square().sum()
+    at = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(at), at)
+    assert relative(torch.func.grad(loss)(x), expected) < 1e-10
+
+
+def test_constants_cannot_be_differentiated():
+    twin, x = fxlrp.convert(network(), "epsilon_plus"), images()
+    loss = lambda tensors: functional_call(twin, tensors, (x,)).relevance.sum()
+    with pytest.raises(fxlrp.errors.InputError, match="trainable=True"):
+        torch.func.grad(loss)(tensors_of(twin.model, "parameters"))
