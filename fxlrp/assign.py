@@ -16,7 +16,7 @@ from zennit.layer import Sum
 from .composites import check_names, names_of
 from .errors import CaptureError, CompositeError, RuleError, UnsupportedOpError
 from .frames import warn
-from .graph import carriers, module_calls, module_path, name_of_target, unwrap, where
+from .graph import carriers, module_calls, module_path, name_of_target, on_the_cpu, unwrap, where
 from .rules.base import Gradient, Pass, Rule, Transpose
 from .rules.basic import BasicRule, is_basic
 from .rules.hook import HookRule
@@ -47,6 +47,7 @@ class Step:
     by_composite: bool
 
 
+@on_the_cpu
 def assign(
     graph: fx.Graph,
     modules: Mapping[str, nn.Module],
@@ -210,6 +211,8 @@ def _entry(node: fx.Node, active: set[fx.Node], unmatched: str) -> tuple[Op, dic
     operands = {} if op is None else slots_of(node, op, carries)
     if op is not None and operands:
         return op, operands, None
+    if op is not None and op.structural:
+        return op, operands, Transpose()  # What it moves is a constant: of the input it reads the shape, or the place.
     why = UnsupportedOpError(
         f"fxlrp has no rule for {where(node)}"
         + ("" if op is None else f", of which only {', '.join(op.params) or 'options'} depend on the input")

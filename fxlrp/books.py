@@ -153,8 +153,8 @@ class Books:
     def _weights(self, shares: Sequence[Tensor]) -> list[Tensor]:
         """Random numbers, others for each element of each input."""
         # Numbers that every precision has: where a model casts values, moving these about does not round them.
-        draw = lambda like: torch.randn(like.shape, generator=self._generator, dtype=torch.float64).bfloat16().to(like)
-        return [draw(share) for share in shares]
+        options: dict[str, Any] = {"generator": self._generator, "dtype": torch.float64, "device": "cpu"}
+        return [torch.randn(share.shape, **options).bfloat16().to(share) for share in shares]
 
     def _checked(
         self, rule: Rule, call: Call, output: Any, relevance: Any, shares: Sequence[Tensor]

@@ -21,8 +21,9 @@ from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
 from .failure import why_not, without_graphs
-from .graph import carriers, drop_dead_code, module_path, name_of_target, unwrap
+from .graph import argument, carriers, drop_dead_code, module_path, name_of_target, unwrap
 from .models import copy_sharing_tensors, hooks_leave_no_trace
+from .ops.attention import attention_as_products
 from .outputs import Output, chosen
 from .vocabulary import lookup
 
@@ -226,9 +227,20 @@ _READ_BY_CANONIZERS = {
 }
 
 
+_FOR_ANY_STRIDES = {
+    _aten.view.default: _aten.reshape.default,
+    _aten._unsafe_view.default: _aten.reshape.default,
+}
+"""Ops that torch.export took for the strides of its example: at others, these do the same."""
+
+
+_ATTENTION = _aten.scaled_dot_product_attention.default
+
+
 def _functional(program: ExportedProgram) -> ExportedProgram:
     """In-place ops and writes through views made functional, and unknown ops spelled out in others, by torch itself."""
-    known_to_torch = torch.export.default_decompositions()
+    known_to_torch: Any = torch.export.default_decompositions()
+    known_to_torch[_ATTENTION] = attention_as_products
     spelled_out: dict[Any, Any] = {}
     while True:
         with torch.inference_mode(False):
@@ -242,8 +254,11 @@ def _functional(program: ExportedProgram) -> ExportedProgram:
 def _unknown(graph: fx.Graph) -> set[Any]:
     """The ops that relevance may come through and of which neither the vocabulary nor a canonizer knows anything."""
     reached = carriers(node for node in graph.nodes if node.op == "placeholder")
-    ops = {unwrap(node)[0] for node in reached if node.op == "call_function" and _is_floating(node.meta.get("val"))}
-    return {op for op in ops - _READ_BY_CANONIZERS if lookup(op) is None}
+    nodes = [node for node in reached if node.op == "call_function" and _is_floating(node.meta.get("val"))]
+    # Of attention that drops weights, the op does not tell which.
+    dropping = {_ATTENTION for node in nodes if node.target is _ATTENTION and argument(node, "dropout_p")}
+    ops = {unwrap(node)[0] for node in nodes} - _READ_BY_CANONIZERS
+    return {op for op in ops if lookup(op) is None} | dropping
 
 
 def _is_floating(value: Any) -> bool:
@@ -266,7 +281,7 @@ def _copy(
         if node.target is torch.ops.aten.copy_.default and node.args[0].op == "placeholder":
             continue  # A write to the caller's own input is not an effect to repeat.
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: copies[n])
-        target = node.name if node.op == "placeholder" else node.target
+        target: Any = node.name if node.op == "placeholder" else _FOR_ANY_STRIDES.get(node.target, node.target)
         new = graph.create_node(node.op, target, args, kwargs, name=_name(node))
         new.meta = copy.copy(node.meta)
         if "stack_trace" not in new.meta and (origin := node.meta.get("from_node")):

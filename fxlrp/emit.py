@@ -52,6 +52,7 @@ def emit(
     constant: bool,
     times_input: bool = False,
     logits: fx.Node | None = None,
+    batched: bool = True,
 ) -> list[Written]:
     """Add the relevance pass to a canonical graph, in place.
 
@@ -72,6 +73,8 @@ def emit(
         Whether what the rules propagate is to be multiplied with the value where it arrives, and where it is recorded.
     logits : fx.Node or None
         The value that relevance starts from, if it is not the output (`fxlrp.logits.logits_of`).
+    batched : bool
+        As of `fxlrp.seed_relevance`.
 
     Raises
     ------
@@ -92,7 +95,8 @@ def emit(
     with graph.inserting_before(end):
         writer = _Writer(graph_module, steps, constant, times_input)
         start = (output, target) if logits is None else (output, target, logits)
-        seed = graph.create_node("call_function", seed_relevance, start, name="seed")
+        options: dict[str, Any] = {} if batched else {"batched": False}
+        seed = graph.create_node("call_function", seed_relevance, start, options, name="seed")
         writer.add(logits or output, None, seed)
         for step in reversed(steps):
             writer.take_on(step)

@@ -7,8 +7,8 @@ import operator
 import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from functools import cache
-from typing import Any, NamedTuple
+from functools import cache, wraps
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import fx
@@ -32,6 +32,7 @@ __all__ = [
     "module_calls",
     "module_path",
     "name_of_target",
+    "on_the_cpu",
     "parameter_expressions",
     "source_line",
     "unpack",
@@ -41,6 +42,21 @@ __all__ = [
 ]
 
 _FRAME = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*(?P<code>[^\n]*)')
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def on_the_cpu(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Have a function that finds something out on numbers make these on the CPU, whatever the default device is."""
+
+    @wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return run
 
 
 def known(value: torch.Tensor, *_operands: Any) -> torch.Tensor:
@@ -139,16 +155,27 @@ def is_constant(node: fx.Node) -> bool:
     return True
 
 
-def carriers(sources: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes that relevance of `sources` may come through: dependent on their values, not on their shapes alone."""
+def carriers(sources: Iterable[fx.Node], *, masks: bool = False) -> set[fx.Node]:
+    """The nodes that relevance of `sources` may come through: dependent on their values, not on their shapes alone.
+
+    It comes through no number, and through no mask or index, which are another value's factor or place; these are
+    among the nodes if ``masks``.
+    """
     found = set(sources)
     for node in next(iter(found)).graph.nodes if found else ():
-        value = node.meta.get("val")
-        if node.target in SHAPE_ONLY or isinstance(value, int | float | bool | torch.SymInt | torch.SymFloat):
-            continue
-        if any(operand in found for operand in node.all_input_nodes):
+        if (
+            node.target not in SHAPE_ONLY
+            and _may_carry(node.meta.get("val"), masks)
+            and any(operand in found for operand in node.all_input_nodes)
+        ):
             found.add(node)
     return found
+
+
+def _may_carry(value: Any, masks: bool) -> bool:
+    if isinstance(value, torch.Tensor):
+        return masks or value.is_floating_point() or value.is_complex()
+    return not isinstance(value, int | float | bool | torch.SymInt | torch.SymFloat)
 
 
 def drop_dead_code(graph: fx.Graph) -> None:

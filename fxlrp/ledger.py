@@ -137,6 +137,8 @@ def audit(twin: Twin, x: Tensor | tuple[Tensor, ...], target: Target = None) -> 
         raise InputError(f"audit takes a twin, as fxlrp.convert(model) makes it, not a {type(twin).__name__}")
     check_finite(x)
     inputs = inputs_of(x)
+    if not all(value.numel() for value in inputs):
+        raise InputError("an audit needs at least one sample, and the batch is empty")
     program = twin.capture(inputs)
     with torch.inference_mode(False), torch.no_grad():
         values = _values(twin, program, tuple(value.clone() for value in inputs), target)

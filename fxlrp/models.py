@@ -16,14 +16,18 @@ from torch.nn.modules import module as torch_module
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .errors import CaptureError
+from .values import is_wrapped
 
 __all__ = [
     "copy_sharing_tensors",
     "count_fused_steps",
     "duplicate",
     "hooks_leave_no_trace",
+    "lends_tensors",
     "settings",
     "snapshot",
+    "stand_in",
+    "tensors_by_path",
     "weights",
 ]
 
@@ -59,6 +63,41 @@ def duplicate(model: _Model) -> _Model:
 def copy_sharing_tensors(model: _Model) -> _Model:
     """A copy of the modules, with the same tensors."""
     return _copied(model, share_tensors=True)
+
+
+def lends_tensors(model: nn.Module) -> bool:
+    """Whether a model has been given tensors for a call (`torch.func.functional_call`), in place of its parameters."""
+    given = any(not isinstance(each, nn.Parameter) for each in model.parameters())
+    return given or any(map(is_wrapped, model.buffers()))
+
+
+def tensors_by_path(model: nn.Module) -> dict[str, Tensor]:
+    """A model's parameters and buffers, as it has them at the moment; under each of their names."""
+    return {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+
+
+def stand_in(model: _Model) -> _Model:
+    """A copy with parameters and buffers of its own, of a model that has been given other tensors for a call."""
+    found = copy_sharing_tensors(model)
+    own: dict[int, Tensor] = {}
+    for module in found.modules():
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for kind, table in zip((_parameter, _plain), tables, strict=True):
+            for name, value in table.items():
+                if value is not None:
+                    own[id(value)] = table[name] = own[id(value)] if id(value) in own else kind(value)
+    return found
+
+
+def _parameter(value: Tensor) -> Tensor:
+    return nn.Parameter(_plain(value), requires_grad=value.is_floating_point())
+
+
+def _plain(value: Tensor) -> Tensor:
+    with torch.inference_mode(False):
+        if is_wrapped(value):
+            return torch.zeros(value.shape, dtype=value.dtype, device=value.device)
+        return value.detach().clone()
 
 
 def _copied(model: _Model, *, share_tensors: bool) -> _Model:

@@ -154,7 +154,7 @@ def check(
     )
     canonical, steps = programs.steps(inputs_of(example_inputs))
     of_node = {step.node: step for step in steps}
-    active = carriers(node for node in canonical.graph.nodes if node.op == "placeholder")
+    active = carriers((node for node in canonical.graph.nodes if node.op == "placeholder"), masks=True)
     read = _read_by(of_node)
     told = (read & active) - (_behind_readings(steps) - of_node.keys())
     end = next(node for node in canonical.graph.nodes if node.op == "output")

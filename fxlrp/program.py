@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
+from torch.func import functional_call
 from torch.fx.node import map_arg
 
 from .capture import Capture
 from .emit import Written
 from .graph import drop_dead_code, is_known
+from .models import tensors_by_path
 from .seeds import Target, as_tensor, is_given, seed_relevance
 
-__all__ = ["Program", "RelevancePass"]
+__all__ = ["Program", "RelevancePass", "has_batch"]
 
 Found = tuple[tuple[Tensor | None, ...], dict[str, Any]]
 
@@ -102,6 +104,8 @@ class Program:
         The model's, whose values it bakes in.
     weights : tuple
         What `fxlrp.models.weights` was of these.
+    lender : nn.Module or None
+        Whose parameters and buffers it is run with, in place of its own.
     of_output : callable or None
         If the passes start from the logits in front of a final activation, and so speak of classes alone: makes the
         program whose passes start from the output, for seeds that are given.
@@ -114,6 +118,7 @@ class Program:
     settings: dict[Any, Any]
     tensors: list[Tensor]
     weights: tuple[Any, ...]
+    lender: nn.Module | None = None
     of_output: Callable[[], Program] | None = None
 
     @cached_property
@@ -140,6 +145,11 @@ class Program:
         return self.passes[0].graph_module
 
     @property
+    def batched(self) -> bool:
+        """Whether the output has a batch; if not, its only dimension are the classes of one sample."""
+        return has_batch(self.canonical)
+
+    @property
     def size_bound(self) -> bool:
         """Whether it speaks for one spatial size alone, even if the capture of another one is the same graph."""
         return bool(self.canonical.meta.get("size_bound"))
@@ -155,9 +165,16 @@ class Program:
         drop_dead_code(graph)
         return fx.GraphModule(self.canonical, graph, "Forward")
 
+    def _called(self, part: fx.GraphModule, *args: Any) -> Any:
+        if self.lender is None:
+            return part(*args)
+        lent = tensors_by_path(self.lender)
+        paths = {str(node.target) for node in part.graph.find_nodes(op="get_attr")}
+        return functional_call(part, {path: lent[path] for path in lent.keys() & paths}, args)
+
     def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[int, Any]]:
         """The model's output, and the values that `relevance` needs."""
-        return self._forward_half(*inputs)
+        return self._called(self._forward_half, *inputs)
 
     def relevance(self, values: dict[int, Any], seed: Tensor, method: int = 0) -> Found:
         """Relevance of each input and what was recorded, from a seed of the output's shape or K of them (K in front).
@@ -174,24 +191,37 @@ class Program:
         half, numbers = self.passes[method].relevance_half
         saved = [values[number] for number in numbers]
         if seed.ndim == self.capture.output.meta["val"].ndim:
-            return half(seed, *saved)
-        return _of_each(half, seed, saved)  # pyright: ignore[reportCallIssue]
+            return self._called(half, seed, *saved)
+        return _of_each(partial(self._called, half), seed, saved)  # pyright: ignore[reportCallIssue]
 
     def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Any]:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
         target = as_tensor(target)
         rank = self.capture.output.meta["val"].ndim
         if not is_given(target) or (isinstance(target, Tensor) and target.ndim == rank):
-            return self.pass_for(target).graph_module(*inputs, target)
+            return self._called(self.pass_for(target).graph_module, *inputs, target)
         output, values = self._of_output.forward(inputs)
         return output, *self._of_output.relevance(values, seed_relevance(output, target))
 
 
 # torch.compile cannot follow vmap over functions with derivatives of their own (torch 2.15): it runs as it is.
 @torch.compiler.disable
-def _of_each(half: fx.GraphModule, seeds: Tensor, saved: Sequence[Any]) -> Found:
+def _of_each(half: Callable[..., Found], seeds: Tensor, saved: Sequence[Any]) -> Found:
     """The relevance half for each of K seeds."""
     return torch.vmap(lambda seed: half(seed, *saved), randomness="different")(seeds)
+
+
+def has_batch(canonical: fx.GraphModule) -> bool:
+    """Whether the output of a canonical graph has a batch: one of a single dimension may be of one sample.
+
+    It is one if the inputs have none, or no dimension of this size.
+    """
+    value = next(node for node in canonical.graph.nodes if node.op == "output").args[0].meta["val"]
+    if value.ndim != 1 or not isinstance(value.shape[0], int):
+        return True
+    sizes = [size for n in canonical.graph.nodes if n.op == "placeholder" for size in n.meta["val"].shape]
+    same = any(isinstance(size, int) and size == value.shape[0] for size in sizes)
+    return same and not canonical.meta.get("unbatched")
 
 
 def _without_readings(whole: fx.Graph) -> fx.Graph:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.export import ExportedProgram
 from zennit.core import BasicHook, Composite
 
@@ -26,8 +27,16 @@ from .errors import InputError, ModulePathError
 from .given import check_inputs
 from .graph import writes_buffers
 from .logits import logits_of
-from .models import copy_sharing_tensors, count_fused_steps, settings, weights
-from .program import Program, RelevancePass
+from .models import (
+    copy_sharing_tensors,
+    count_fused_steps,
+    lends_tensors,
+    settings,
+    stand_in,
+    weights,
+)
+from .program import Program, RelevancePass, has_batch
+from .values import is_wrapped
 
 __all__ = ["Method", "Programs", "outside_inference_mode"]
 
@@ -40,6 +49,9 @@ CAPTURES = 16
 
 KEYS = 256
 """For how many shapes of inputs it knows one."""
+
+HOMES = 4
+"""In how many settings a model that is given tensors for a call has a copy that is captured in its place."""
 
 Record = Sequence[str] | Callable[[Capture], Sequence[str]]
 
@@ -81,6 +93,8 @@ class Programs:
         Module paths, or a function of the capture that gives them.
     output, unmatched, threshold_relu, final_activation
         As of `fxlrp.convert`.
+    lender : nn.Module or None
+        The programs are run with its parameters and buffers, in place of the model's.
 
     Raises
     ------
@@ -100,7 +114,9 @@ class Programs:
         unmatched: str = "error",
         threshold_relu: bool = True,
         final_activation: str = "keep",
+        lender: nn.Module | None = None,
     ) -> None:
+        self._lender = lender
         self._model, self._exported, self._methods = model, exported, methods
         self._trainable, self._record, self._output = trainable, record, output
         self._unmatched, self._threshold_relu = unmatched, threshold_relu
@@ -125,6 +141,16 @@ class Programs:
         return search(inputs)
 
     def _of(self, inputs: tuple[Any, ...]) -> Program:
+        if torch._C._are_functorch_transforms_active():
+            forms = [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in inputs]
+            # What is captured is no part of what torch.func differentiates, or maps.
+            with temporarily_clear_interpreter_stack():
+                plain = [torch.zeros(f[0], dtype=f[1], device=f[2]) if isinstance(f, tuple) else f for f in forms]
+                return self._of(tuple(plain))
+        if lends_tensors(self._model):
+            return self._at_home().of(inputs)
+        if any(_is_empty(x) for x in inputs):
+            return self._of_empty(inputs)
         shapes = tuple(
             (type(x), x.dtype, tuple(x.shape), x.stride()) if isinstance(x, Tensor) else type(x) for x in inputs
         )
@@ -138,9 +164,60 @@ class Programs:
                     program = self._renewed(program)
         return program
 
+    def _at_home(self) -> Programs:
+        """The programs of a copy that has parameters of its own, for a model that was given others for a call.
+
+        What was given is no part of the copy, but where parameters are constants: then these have its values.
+        """
+        lent = [*self._model.parameters(), *self._model.buffers()]
+        if not self._trainable and any(map(is_wrapped, lent)):
+            raise InputError(
+                "a twin that is not trainable has its parameters folded into constants, which torch.func cannot "
+                "differentiate, or map over: convert the model with trainable=True"
+            )
+        now = settings(self._model) | {"tensors": tuple((each.shape, each.dtype, each.device) for each in lent)}
+        with _CAPTURING:
+            key = tuple(now.items())
+            if key not in self._homes:
+                options = {"exported": self._exported, "trainable": self._trainable, "record": self._record}
+                options |= {"output": self._output, "unmatched": self._unmatched}
+                options |= {"threshold_relu": self._threshold_relu, "final_activation": self._final_activation}
+                options |= {"lender": self._model}
+                self._homes[key] = Programs(stand_in(self._model), self._methods, **options)
+                self._homes = OrderedDict([*self._homes.items()][-HOMES:])
+            home = self._homes[key]
+            if not self._trainable:
+                home._take_over(lent)
+            return home
+
+    def _take_over(self, values: list[Tensor]) -> None:
+        """Have these values in the model's parameters and buffers."""
+        # They are kept: no other tensor is to take their place in memory.
+        taken, version = self._taken
+        same = len(taken) == len(values) and all(a is b for a, b in zip(taken, values, strict=True))
+        if same and weights(values) == version:
+            return
+        # What is written to in inference mode is not counted.
+        with torch.inference_mode(False), torch.no_grad():
+            for own, value in zip((*self._model.parameters(), *self._model.buffers()), values, strict=True):
+                own.copy_(value)
+        self._taken = values, weights(values)
+
+    def _of_empty(self, inputs: tuple[Any, ...]) -> Program:
+        """The program that takes any batch, and so an empty one, at which torch.export can capture nothing."""
+        program = self._of(tuple(x.new_zeros((2, *x.shape[1:])) if _is_empty(x) else x for x in inputs))
+        for x, node in zip(inputs, program.capture.placeholders, strict=True):
+            if _is_empty(x) and isinstance(node.meta["val"].shape[0], int):
+                raise InputError(
+                    f"the batch is empty, shape {tuple(x.shape)}, and the model was captured for a fixed number of "
+                    "samples: leave out the call"
+                )
+        return program
+
     def clear(self) -> None:
         """Forget all of them."""
         self.all, self._known, self._immaterial = [], OrderedDict(), [frozenset()]
+        self._homes, self._taken = OrderedDict(), ([], ())
 
     def _known_for(self, shapes: Any, now: dict[Any, Any]) -> Program | None:
         known = self._known
@@ -188,7 +265,7 @@ class Programs:
         canonical = self._canonical(captured)
         passes = [self._pass(captured, canonical, method, self._final_activation) for method in self._methods]
         tensors = [] if self._trainable else _read_only(captured.graph_module, self._root(captured))
-        program = Program(captured, fingerprint, canonical, passes, now, tensors, weights(tensors))
+        program = Program(captured, fingerprint, canonical, passes, now, tensors, weights(tensors), self._lender)
 
         def of_output() -> Program:
             return replace(program, passes=[self._pass(captured, canonical, m, "keep") for m in self._methods])
@@ -255,11 +332,22 @@ class Programs:
         logits = logits_of(whole.graph) if final_activation == "skip" else None
         steps = self._assigned(captured, whole, method, logits)
         record = self._record(captured) if callable(self._record) else self._record
-        constant, times_input = not self._trainable, method.gradient
-        written = emit(whole, steps, record=record, constant=constant, times_input=times_input, logits=logits)
+        written = emit(
+            whole,
+            steps,
+            record=record,
+            constant=not self._trainable,
+            times_input=method.gradient,
+            logits=logits,
+            batched=has_batch(canonical),
+        )
         whole.graph.lint()
         whole.recompile()
         return RelevancePass(whole, written)
+
+
+def _is_empty(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == 0
 
 
 def _without(now: dict[Any, Any], names: frozenset[Any]) -> tuple[Any, ...]:

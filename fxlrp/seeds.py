@@ -24,7 +24,9 @@ _HELP = (
 )
 
 
-def seed_relevance(output: Tensor, target: Target = None, logits: Tensor | None = None) -> Tensor:
+def seed_relevance(
+    output: Tensor, target: Target = None, logits: Tensor | None = None, *, batched: bool = True
+) -> Tensor:
     """The relevance on the output that `target` asks for.
 
     A class is explained by the value of its output, ``R_c = z_c`` (eq. 3 of Bassi et al., Faster ISNet): relevance
@@ -42,6 +44,8 @@ def seed_relevance(output: Tensor, target: Target = None, logits: Tensor | None 
     logits : Tensor or None
         What stands in front of the output's final activation, of the output's shape: a class is explained by its value
         there, while it is the output that says which class is highest.
+    batched : bool
+        False: the output is of one sample, without a batch, shape (C,).
 
     Returns
     -------
@@ -69,6 +73,9 @@ def seed_relevance(output: Tensor, target: Target = None, logits: Tensor | None 
         return _given(output, found)
     if isinstance(target, Tensor) and target.is_floating_point():
         return _given(output, target)
+    if not batched:
+        of_logits = None if logits is None else logits.unsqueeze(0)
+        return seed_relevance(output.unsqueeze(0), target, of_logits).squeeze(0)
     if output.ndim < 2:
         if target is None:
             return explained
@@ -128,7 +135,7 @@ def as_tensor(target: Target) -> Any:
             raise TargetError(
                 f"a list of classes holds an int for each sample, and not {_described(value)} (at {index}): {_HELP}"
             )
-    return torch.tensor([int(value) for value in target], dtype=torch.long)
+    return torch.tensor([int(value) for value in target], dtype=torch.long, device="cpu")
 
 
 def _per_sample(output: Tensor, target: Tensor) -> Tensor:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
-__all__ = ["may_look_at"]
+__all__ = ["is_wrapped", "may_look_at"]
 
 
 def may_look_at(*tensors: Tensor) -> bool:
     """Whether looking costs nothing: in a trace there are no values, and a device would be waited for."""
-    return not torch.compiler.is_compiling() and all(x.device.type == "cpu" for x in tensors)
+    return not torch.compiler.is_compiling() and all(x.device.type == "cpu" and not is_wrapped(x) for x in tensors)
+
+
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether a tensor stands for others, in a transform of `torch.func`."""
+    return is_functorch_wrapped_tensor(tensor)

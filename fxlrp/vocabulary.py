@@ -383,7 +383,8 @@ def _derivative(call: Call, tangents: Sequence[Tensor]) -> Any:
         several = isinstance(value, list | tuple)
         outputs = list(value) if several else [value]
         # Any will do, as the transpose is linear in them.
-        seeds = [torch.linspace(1, 2, o.numel()).to(o).view(o.shape).requires_grad_() for o in outputs]
+        ramps = [torch.linspace(1, 2, o.numel(), dtype=o.dtype, device=o.device) for o in outputs]
+        seeds = [ramp.view(o.shape).requires_grad_() for ramp, o in zip(ramps, outputs, strict=True)]
         taken_back = _gradients(outputs, inputs, seeds, create_graph=True)
         try:
             found = _of_transpose(taken_back, seeds, tangents)

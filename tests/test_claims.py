@@ -53,6 +53,7 @@ def pads():
 
 NUMBERS = {
     aten.masked_fill.Scalar: lambda x: ((x, torch.rand(SHAPE) < 0.5, number()), {}),
+    aten.scatter.value: lambda x: ((x, 1, torch.randint(3, (1, 2, 4, 5)), number()), {}),
     aten.constant_pad_nd.default: lambda x: ((x, pads(), *random.choice([(), (number(),)])), {}),
     aten.pad.default: lambda x: ((x, pads()), random.choice([{}, {"value": number()}, {"mode": "constant"}])),
     aten.clamp.default: lambda x: (

@@ -35,7 +35,7 @@ from fxlrp.ops.activation import thresholded_relu
 from fxlrp.ops.convolution import Geometry, convolve, transpose
 from fxlrp.ops.linear import affine, constant_map, padded_convolution, with_bias_map
 from fxlrp.ops.pooling import max_pooled
-from fxlrp.ops.structure import dropped, flipped, written
+from fxlrp.ops.structure import added, dropped, flipped, written
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
 from fxlrp.vocabulary import Call, lookup
@@ -152,6 +152,16 @@ CALLS = [
     (aten.mean.dim, rand(*IMAGE), [3, 1]),
     (aten.select_scatter.default, rand(*IMAGE), rand(2, 6, 5), 1, 0),
     (aten.slice_scatter.default, rand(*IMAGE), rand(2, 4, 2, 5), 2, 1, 3),
+    (aten.slice_scatter.default, rand(*IMAGE), rand(2, 4, 6, 3), -1, 0, 2**63 - 1, 2),
+    (aten.diagonal_scatter.default, rand(*IMAGE), rand(2, 4, 5), -1, 2, 3),
+    (aten.index_put.default, rand(*IMAGE), [None, torch.tensor([2, 0])], rand(2, 6, 5)),
+    (aten.index_put.default, rand(3, 4), [torch.tensor([2, 0]), torch.tensor([1, 3])], rand(1)),
+    (aten.index_put.default, rand(2, 3), [torch.tensor([[True, False, True], [False, True, False]])], rand(3)),
+    (aten.scatter.src, rand(3, 4), 1, torch.tensor([[2, 0], [3, 1]]), rand(2, 2)),
+    (aten.scatter.value, rand(3, 4), 0, torch.tensor([[2, 0, 1]]), 0.5),
+    (aten.scatter_add.default, rand(3, 4), 1, torch.tensor([[2, 2], [3, 1]]), rand(2, 2)),
+    (added, rand(*IMAGE), [None, torch.tensor([2, 2])], rand(2, 6, 5)),
+    (added, rand(3, 4), [torch.tensor([2, 0]), torch.tensor([1, 3])], rand(1)),
     (aten.upsample_nearest2d.vec, rand(1, 2, 3, 3), [5, 4], None),
     (aten.upsample_bilinear2d.vec, rand(1, 2, 3, 3), None, True, [2.0, 2.0]),
     (aten.upsample_nearest1d.vec, rand(1, 2, 3), [5], None),
@@ -643,19 +653,6 @@ def test_keys_and_values_that_heads_share(heads, options):
     shared, repeated = (fxlrp.convert(Attend(repeats), COMPOSITE)(inputs, 1).relevance for repeats in (False, True))
     for ours, expected in zip(shared, repeated, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-9)
-
-
-def test_attention_that_drops_has_no_rule():
-    class Drops(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.fc = nn.Linear(12, 3).double()
-
-        def forward(self, x):
-            return self.fc(F.scaled_dot_product_attention(x, 2 * x, -x, dropout_p=0.5).flatten(1))
-
-    with pytest.raises(errors.UnsupportedOpError, match="scaled_dot_product_attention"):
-        fxlrp.convert(Drops(), COMPOSITE)(rand(2, 1, 4, 3))
 
 
 ANOTHER_WAY = {

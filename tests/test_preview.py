@@ -111,5 +111,5 @@ def test_a_gate_is_constant_though_what_it_reads_is_explained_in_another_reading
         ("mean", CONSTANT),
         ("sigmoid", CONSTANT),
         ("mul", CONVENTION),
-        ("view", EXACT),
+        ("reshape", EXACT),
     ]

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 
 from ..capture import Output, capture
 from ..given import check_flags, check_inputs, check_model, inputs_of
-from ..graph import drop_dead_code
+from ..graph import drop_dead_code, on_the_cpu
 from ..models import snapshot
 from .absorb import absorb_affine_maps
 from .batch_norm import give_statistics_out, read_batch_norms_as_affine
@@ -24,6 +24,7 @@ from .fold import fold_affine_maps
 from .padding import join_padding_to_its_convolution
 from .report import Report, report
 from .simplify import (
+    give_single_samples_a_batch,
     keep_winners_of_max_pooling,
     read_copies_as_written,
     read_dropout_as_product,
@@ -46,6 +47,7 @@ def passes(*, threshold_relu: bool = True) -> tuple[Pass, ...]:
     """
     return (
         remove_no_ops,
+        give_single_samples_a_batch,
         read_copies_as_written,
         read_dropout_as_product,
         read_instance_norms,
@@ -60,6 +62,7 @@ def passes(*, threshold_relu: bool = True) -> tuple[Pass, ...]:
     )
 
 
+@on_the_cpu
 def canonize_graph(graph_module: fx.GraphModule, *, threshold_relu: bool = True) -> fx.GraphModule:
     """Run all passes on a captured graph, in place.
 

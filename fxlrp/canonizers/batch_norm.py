@@ -26,7 +26,7 @@ _NO_STATS = aten._native_batch_norm_legit.no_stats
 
 
 def batch_norm_affine(
-    mean: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None
+    mean: Tensor, inverse: Tensor, weight: Tensor | None, bias: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Weight and bias of the affine map that a batch norm with these statistics is.
 
@@ -36,10 +36,12 @@ def batch_norm_affine(
         Statistics, shape (C,); the second is ``(var + eps)^(-1/2)``.
     weight, bias : Tensor or None
         The batch norm's own parameters, shape (C,).
+    dtype : torch.dtype
+        Of the value that is normalized, whose precision may be below that of the parameters.
     """
     scale = inverse if weight is None else inverse * weight
     shift = -mean * scale
-    return scale, shift if bias is None else shift + bias
+    return scale.to(dtype), (shift if bias is None else shift + bias).to(dtype)
 
 
 def inverse_deviation(var: Tensor, eps: float) -> Tensor:
@@ -81,7 +83,7 @@ def give_statistics_out(graph_module: fx.GraphModule) -> None:
 
 
 def read_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
-    """Replace each batch norm by `affine`; in training mode its value stays, read as `affine`."""
+    """Replace each batch norm by `affine`; in training mode or mixed precision its value stays, read as `affine`."""
     graph = graph_module.graph
     for node in list(graph.nodes):
         if node.target not in (_EVAL, batch_norm_with_statistics, synchronized_batch_norm_with_statistics):
@@ -90,6 +92,7 @@ def read_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
         if value is None:
             continue
         x, weight, bias = node.args[:3]
+        dtype = x.meta["val"].dtype
         if node.target is _EVAL:
             with graph.inserting_after(value):
                 inverse = call(node, inverse_deviation, node.args[4], node.args[-1])
@@ -98,10 +101,10 @@ def read_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
             _, mean, inverse = unpack(node, f"{value.name}_value", f"{value.name}_mean", f"{value.name}_inverse")
             last = value
         with graph.inserting_after(last):
-            pair = call(node, batch_norm_affine, mean, inverse, weight, bias)
+            pair = call(node, batch_norm_affine, mean, inverse, weight, bias, dtype)
         scale, shift = unpack(pair, f"{value.name}_scale", f"{value.name}_shift")
         with graph.inserting_after(shift):
-            if node.target is _EVAL:
+            if node.target is _EVAL and mean.meta["val"].dtype == dtype:
                 new = call(node, affine, x, scale, shift, name=value.name)
             else:
                 new = call(node, known, value, x, scale, shift, name=value.name)

@@ -18,11 +18,11 @@ from ..graph import call, constant, parameter_expressions, unwrap
 from ..ops.linear import constant_map
 from ..vocabulary import lookup, slots_of
 
-__all__ = ["read_constants_as_affine_maps", "spell_out_what_is_kept"]
+__all__ = ["PRODUCTS", "SUMS", "read_constants_as_affine_maps", "spell_out_what_is_kept"]
 
 aten = torch.ops.aten
 
-_SIGNS: dict[Any, tuple[int, int]] = {
+SUMS: dict[Any, tuple[int, int]] = {
     aten.add.Tensor: (1, 1),
     aten.add.Scalar: (1, 1),
     aten.sub.Tensor: (1, -1),
@@ -32,7 +32,7 @@ _SIGNS: dict[Any, tuple[int, int]] = {
 }
 """For each sum, the sign of either operand; `alpha` scales the second, of a reversed difference the first."""
 
-_PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default)
+PRODUCTS = (aten.mul.Tensor, aten.mul.Scalar, aten.div.Tensor, aten.div.Scalar, aten.neg.default)
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def read_constants_as_affine_maps(graph_module: fx.GraphModule) -> None:
                 kind.add(node)
         if position is not None:
             (x,), step = sources, (node, position)
-            shifted |= {node} if node.target in _SIGNS else set()
+            shifted |= {node} if node.target in SUMS else set()
             before = chains.pop(x, None) if len(x.users) == 1 else None
             chains[node] = _Chain(x, (step,)) if before is None else _Chain(before.x, (*before.steps, step))
     written: dict[fx.Node, fx.Node] = {}
@@ -96,7 +96,7 @@ def _moved(node: fx.Node) -> list[fx.Node]:
 
 def _position(node: fx.Node, parameters: set[fx.Node]) -> int | None:
     """Where the value stands in a sum or product of a value and a constant; None if `node` is none such."""
-    if node.op != "call_function" or node.target not in (*_SIGNS, *_PRODUCTS) or node.kwargs.keys() - {"alpha"}:
+    if node.op != "call_function" or node.target not in (*SUMS, *PRODUCTS) or node.kwargs.keys() - {"alpha"}:
         return None
     operands: list[Any] = [_without_expansion(operand, parameters) for operand in node.args[:2]]
     values = [i for i, operand in enumerate(operands) if isinstance(operand, fx.Node) and operand not in parameters]
@@ -149,7 +149,7 @@ def _behind(
     args = [_without_expansion(operand, parameters) for operand in node.args]
     target, _, kwargs = unwrap(node)
     at = lambda value: call(node, target, *args[:position], value, *args[position + 1 :], **kwargs)
-    if node.target in _PRODUCTS:
+    if node.target in PRODUCTS:
         return at(scale), at(shift)
     factor = _factor(node, position)
     return (scale if factor == 1 else call(node, aten.mul.Scalar, scale, factor)), at(shift)
@@ -157,7 +157,7 @@ def _behind(
 
 def _factor(node: fx.Node, position: int) -> Any:
     """What a sum multiplies an operand with."""
-    signs = _SIGNS[node.target]
+    signs = SUMS[node.target]
     # Of a reversed difference, it is the first operand that alpha scales.
     scaled = position == (0 if signs[0] < 0 else 1)
     alpha: Any = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
@@ -166,6 +166,6 @@ def _factor(node: fx.Node, position: int) -> Any:
 
 def _spelled(node: fx.Node, position: int) -> Any:
     """The op of a sum with a constant, or of a product with one; None of what is more."""
-    if node.target in _PRODUCTS:
+    if node.target in PRODUCTS:
         return aten.mul.Tensor
     return aten.add.Tensor if _factor(node, position) == 1 else None

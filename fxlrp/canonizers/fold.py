@@ -157,7 +157,9 @@ def _only_moved(node: fx.Node) -> fx.Node | None:
     if op is None or not op.structural:
         return None
     operands = list(slots_of(node, op, lambda operand: True).values())
-    return operands[0] if len(operands) == 1 else None
+    # Behind a cast, a value has a precision that the layer has not.
+    same = all(operand.meta["val"].dtype == node.meta["val"].dtype for operand in operands[:1])
+    return operands[0] if len(operands) == 1 and same else None
 
 
 def _numbers_behind(node: fx.Node, numbers: Tensor, sample: Sample) -> Tensor | None:

@@ -58,7 +58,8 @@ class Scaled:
     maps : tuple of str
         The module paths of the affine maps.
     constant : bool
-        Whether the maps depend on parameters alone, and not on a batch's statistics.
+        Whether the maps may be computed anew: they depend on parameters alone, and not on a batch's statistics,
+        and are of one precision.
     thresholded : bool
         Whether a ReLU lies between.
     """
@@ -176,7 +177,7 @@ class Follower:
         if shape is None:
             return None
         path = (module_path(node) or node.name,)
-        before, constant = self.found.get(x), {scale, shift} <= self.parameters
+        before, constant = self.found.get(x), {scale, shift} <= self.parameters and not is_known(node)
         # Behind the map itself: a known value comes after the value that it is.
         with self.graph.inserting_before(node.next):
             scale, shift = (self._of_full_rank(node, each) for each in (scale, shift))
@@ -244,14 +245,14 @@ class Follower:
 
     def _linear(self, node: fx.Node, op: Op, item: int | None) -> Scaled | None:
         """The value of a linear op (or its item `item`) of which each element comes from elements of one scale."""
-        target = unwrap(node)[0]
+        target, dtype = unwrap(node)[0], item_of(node.meta["val"], item).dtype
         slots = slots_of(node, op, lambda operand: isinstance(operand.meta["val"], Tensor))
         parts = [self.found.get(operand) for operand in slots.values()]
         found = [part for part in parts if part is not None]
         sizes = [self.sample.shape(operand) for operand in slots.values()]
         shapes = [size for size in sizes if size is not None]
         settings = self.sample.settings(node, slots)
-        if not found or settings is None or len(shapes) < len(slots):
+        if not found or settings is None or len(shapes) < len(slots) or not dtype.is_floating_point:
             return None
         numbers, constants = settings
         run = run_on(node, slots, numbers | constants, item)
@@ -261,6 +262,9 @@ class Follower:
         if index is None or (padded and target not in _PAD_VALUE):
             return None
         scales = found[0].scales if len(parts) == 1 else call(node, join, *(part.scales for part in found))
+        cast = scales.meta["val"].dtype != dtype
+        if cast:
+            scales = call(node, aten.to.dtype, scales, dtype)
         spots, probes = [], []
         for part, shape in zip(parts, shapes, strict=True):
             if part is None:
@@ -278,7 +282,8 @@ class Follower:
             args = args[: _PAD_VALUE[target]]
         base = self._called(node, item, *args, **kwargs)
         maps = tuple(dict.fromkeys(path for part in found for path in part.maps))
-        constant, thresholded = all(part.constant for part in found), any(part.thresholded for part in found)
+        constant = all(part.constant for part in found) and not cast
+        thresholded = any(part.thresholded for part in found)
         return self._compacted(
             node, Scaled(base, scales, index, shift, run(*probes), maps, constant, thresholded), item=item
         )

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
 from ..graph import unwrap
+from ..ops.structure import CASTS
 from ..vocabulary import Slot
 
 __all__ = ["NONE", "Sample", "filled", "item_of", "moved", "run_on", "spread"]
@@ -89,6 +90,8 @@ def run_on(
     """The op of `node` (or its item `item`) as a function of the values in its slots, with its other operands given."""
 
     def run(*inputs: Tensor) -> Tensor:
+        if unwrap(node)[0] in CASTS:
+            return inputs[0]  # The numbers of elements are not values, to be rounded.
         args, kwargs = filled(node, slots, inputs, others)
         return item_of(unwrap(node)[0](*args, **kwargs), item)
 

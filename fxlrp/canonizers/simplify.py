@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import call, known, unpack
+from ..graph import argument, call, known, module_calls, parameter_expressions, unpack
+from ..ops.linear import CONVOLUTIONS, TRANSPOSED
 from ..ops.pooling import max_pooled
-from ..ops.structure import dropped, written
+from ..ops.structure import added, dropped, written
+from .constant_maps import PRODUCTS, SUMS
 
 __all__ = [
+    "give_single_samples_a_batch",
     "keep_winners_of_max_pooling",
     "read_copies_as_written",
     "read_dropout_as_product",
@@ -21,6 +24,17 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+_SPATIAL = {
+    target: n
+    for n in (1, 2, 3)
+    for target in (
+        *(*CONVOLUTIONS[2 * n - 2 : 2 * n], TRANSPOSED[n - 1]),
+        *(getattr(aten, f"{kind}_pool{n}d").default for kind in ("max", "avg", "adaptive_max", "adaptive_avg")),
+        getattr(aten, f"max_pool{n}d_with_indices").default,
+    )
+}
+"""How many spatial dimensions an op has."""
+_ALONG = (*SUMS, *PRODUCTS, aten.pad.default, aten.constant_pad_nd.default, aten.mean.dim)
 _WHOLE = 2**63 - 1
 
 
@@ -43,13 +57,67 @@ def remove_no_ops(graph_module: fx.GraphModule) -> None:
             graph_module.graph.erase_node(node)
 
 
+def give_single_samples_a_batch(graph_module: fx.GraphModule) -> None:
+    """Give ops that are called with one sample, without a batch, a batch of one: convolutions, pools.
+
+    Where this is how the model's inputs are, the graph's meta says so (``"unbatched"``), and so is done with what is
+    read along with these: paddings, means, sums and products with constants.
+    """
+    graph, parameters = graph_module.graph, parameter_expressions(graph_module.graph)
+    rank_of = lambda node: node.meta["val"].ndim
+    ranks = {rank_of(n) for n in graph.nodes if n.op == "placeholder" and n.meta["val"].is_floating_point()}
+    single = {n for n in graph.nodes if n.target in _SPATIAL and rank_of(n.args[0]) == _SPATIAL[n.target] + 1}
+    of_inputs = {rank_of(n.args[0]) for n in single} & (ranks if len(ranks) == 1 else set())
+    if of_inputs:
+        graph_module.meta["unbatched"] = True
+    batches: dict[fx.Node, fx.Node] = {}
+    for node in list(graph.nodes):
+        if node not in single and node.target not in _ALONG:
+            continue
+        x: Any = node.args[0]
+        others = set(node.all_input_nodes) - {x}
+        if node not in single and (x in parameters or rank_of(x) not in of_inputs or not others <= parameters):
+            continue
+        with graph.inserting_before(node):
+            # What a module is given has no batch, for whoever asks for its relevance.
+            batch = batches.get(x) if module_calls(x) == module_calls(node) else None
+            batch = batch or call(node, aten.unsqueeze.default, x, 0)
+            args: Any = node.args[1:]
+            if node.target is aten.mean.dim and args and args[0] is not None:
+                args = ([d - rank_of(x) if d >= 0 else d for d in args[0]], *args[1:])
+            new = call(node, node.target, batch, *args, name=node.name, **node.kwargs)
+        if isinstance(new.meta["val"], torch.Tensor):
+            _without_batch(node, new, batches)
+            continue
+        for item in list(node.users):
+            with graph.inserting_before(item):
+                value = call(node, operator.getitem, new, item.args[1], name=item.name)
+            _without_batch(item, value, batches)
+
+
+def _without_batch(node: fx.Node, new: fx.Node, batches: dict[fx.Node, fx.Node]) -> None:
+    """Put the value of `new` in the place of that of `node`, which has no batch."""
+    with node.graph.inserting_before(node):
+        value = call(node, aten.squeeze.dim, new, 0)
+    node.replace_all_uses_with(value)
+    batches[value] = new
+
+
 def read_copies_as_written(graph_module: fx.GraphModule) -> None:
-    """Replace ``aten.copy``, to which functionalization turns a write into a slice, by what it writes."""
+    """Replace ``aten.copy``, to which functionalization turns a write into a slice, by what it writes.
+
+    A write by indices that adds is a sum, and no write.
+    """
     for node in list(graph_module.graph.nodes):
         if node.target is aten.copy.default:
-            with graph_module.graph.inserting_before(node):
-                new = call(node, written, *node.args[:2], name=node.name)
-            node.replace_all_uses_with(new)
+            target, args = written, node.args[:2]
+        elif node.target is aten.index_put.default and argument(node, "accumulate"):
+            target, args = added, node.args[:3]
+        else:
+            continue
+        with graph_module.graph.inserting_before(node):
+            new = call(node, target, *args, name=node.name)
+        node.replace_all_uses_with(new)
 
 
 def read_dropout_as_product(graph_module: fx.GraphModule) -> None:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-import torch
-from torch import fx
+from dataclasses import replace
+from typing import Any
 
-from ..graph import argument, unwrap
+import torch
+from torch import Tensor, fx
+
+from ..graph import unwrap
 from ..rules.base import Rule
 from ..rules.defaults import Attention, Bilinear, Slots, Softmax, proportional
-from ..vocabulary import register
+from ..vocabulary import Call, pull_back, register
+
+__all__ = ["attention_as_products"]
 
 aten = torch.ops.aten
+
+
+def attention_as_products(*args: Any, **kwargs: Any) -> Tensor:
+    """``aten.scaled_dot_product_attention`` by its formula: the kernels have no second derivative."""
+    return aten._scaled_dot_product_attention_math(*args, **kwargs)[0]
+
+
+def _attention_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    exact = lambda x: x.to(gradient.dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+    call = replace(call, args=tuple(map(exact, call.args)))
+    run = lambda *inputs: attention_as_products(*call.with_inputs(inputs).args, **call.kwargs)
+    return pull_back(run, *call.inputs)[1](gradient)
 
 
 def _product(node: fx.Node, slots: Slots) -> Rule | None:
@@ -20,14 +37,15 @@ def _product(node: fx.Node, slots: Slots) -> Rule | None:
     return Bilinear() if factors == len(slots) == 2 else None
 
 
-def _attention(node: fx.Node, slots: Slots) -> Rule | None:
-    # Which weights are dropped, the op does not tell.
-    return None if argument(node, "dropout_p") else Attention()
-
-
 register(
     aten.softmax.int, aten._softmax.default, default=lambda node, slots: Softmax(), non_negative=lambda node, _: True
 )
 register(aten.matmul.default, aten.bmm.default, aten.mm.default, inputs=(0, 1), default=_product)
 register(aten.einsum.default, inputs=(1,), default=_product)
-register(aten.scaled_dot_product_attention.default, inputs=(0, 1, 2), default=_attention)
+# One that drops weights is spelled out when it is captured: which they are, the op does not tell.
+register(
+    aten.scaled_dot_product_attention.default,
+    inputs=(0, 1, 2),
+    default=lambda node, slots: Attention(),
+    vjp=_attention_vjp,
+)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+from zennit.layer import Sum
 
-from ..rules.defaults import passed, transpose
+from ..rules.defaults import gradient, passed, transpose
 from ..vocabulary import Call, register
 from .facts import keeps_sign
 
-__all__ = ["dropped", "flipped", "written"]
+__all__ = ["CASTS", "added", "dropped", "flipped", "written"]
 
 aten = torch.ops.aten
 
@@ -88,12 +90,10 @@ _structural(
     aten.index.Tensor,
     aten.im2col.default,
 )
+CASTS = (aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.type_as.default)
 # Relevance keeps its own precision, which the values' may be below.
 _structural(
-    aten._to_copy.default,
-    aten.to.dtype,
-    aten.to.dtype_layout,
-    aten.type_as.default,
+    *CASTS,
     vjp=lambda call, gradient: (gradient,),
     non_negative=_casts_non_negative,
 )
@@ -115,9 +115,62 @@ def written(base: Tensor, values: Tensor) -> Tensor:
     return values.to(base.dtype).expand(base.shape)
 
 
-# Writes into a slice, as functions: the written values, and what they leave of the rest.
+def _of_write(view: Any) -> Any:
+    """The transpose of a write into a view of a value: nothing goes back to what was written over."""
+
+    def vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+        kept = gradient.clone()
+        view(kept, *call.args[2:]).zero_()
+        found = {0: kept, 1: view(gradient, *call.args[2:])}
+        return tuple(found[position] for position, _ in call.slots)
+
+    return vjp
+
+
+def _index_put_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    indices, adds = call.args[1], call.target is added
+    found = {0: gradient if adds else aten.index_put(gradient, indices, gradient.new_zeros(()))}
+    if any(position == 2 for position, _ in call.slots):
+        found[2] = aten.index(gradient, indices).sum_to_size(call.args[2].shape)
+    return tuple(found[position] for position, _ in call.slots)
+
+
+def _scatter_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
+    dim, index, values = call.args[1:4]
+    found = {0: gradient if call.target is aten.scatter_add.default else gradient.scatter(dim, index, 0.0)}
+    if isinstance(values, Tensor):
+        rest = [n for size, used in zip(values.shape, index.shape, strict=True) for n in (size - used, 0)]
+        found[3] = torch.nn.functional.pad(gradient.gather(dim, index), rest[::-1])
+    return tuple(found[position] for position, _ in call.slots)
+
+
+# Writes into a part of a value, as functions: the written values, and what they leave of the rest. Their transposes
+# are spelled out: torch's own cannot be mapped over several seeds.
 _structural(written, inputs=(1,), non_negative=_casts_non_negative)
-_structural(aten.slice_scatter.default, aten.select_scatter.default, inputs=(0, 1))
+_structural(aten.slice_scatter.default, inputs=(0, 1), vjp=_of_write(aten.slice.Tensor))
+_structural(aten.select_scatter.default, inputs=(0, 1), vjp=_of_write(aten.select.int))
+_structural(aten.diagonal_scatter.default, inputs=(0, 1), vjp=_of_write(aten.diagonal.default))
+_structural(aten.index_put.default, inputs=(0, 2), vjp=_index_put_vjp)
+_structural(aten.scatter.src, inputs=(0, 3), vjp=_scatter_vjp)
+_structural(aten.scatter.value, vjp=_scatter_vjp, non_negative=keeps_sign("value"))
+
+
+def added(base: Tensor, indices: Sequence[Tensor | None], values: Tensor) -> Tensor:
+    """``aten.index_put`` where it adds: `values` and what `base` has at the indices."""
+    return aten.index_put(base, indices, values, True)
+
+
+# What is added to a part of a value makes a sum of it.
+for _op, _inputs, _vjp in ((added, (0, 2), _index_put_vjp), (aten.scatter_add.default, (0, 3), _scatter_vjp)):
+    register(
+        _op,
+        inputs=_inputs,
+        stand_in=lambda node: Sum(),
+        default=gradient,
+        vjp=_vjp,
+        linear=True,
+        non_negative=lambda node, inputs: inputs,
+    )
 
 
 # Stops the gradients of training, which is no reason for relevance to stop: the value is the input's.

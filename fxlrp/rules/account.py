@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from zennit.core import BasicHook, Stabilizer
 
+from ..graph import on_the_cpu
 from ..vocabulary import Call, pull_back
 from . import probe
 from .base import Account, paired, total
@@ -163,6 +164,7 @@ def _claimed(mapper: Mapper, of: list[Tensor]) -> tuple[list[Tensor], list[Tenso
     )
 
 
+@on_the_cpu
 def _groups(mapper: Mapper, factors: Sequence[float]) -> list[_Group] | None:
     """The groups of branches that share a denominator, found out on random numbers; None if the rule has none such."""
     if not has_stabilizer(mapper):

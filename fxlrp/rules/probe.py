@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError
+from ..graph import on_the_cpu
 
 __all__ = [
     "coefficients",
@@ -182,6 +183,7 @@ def shares_positive_products(
     )
 
 
+@on_the_cpu
 def coefficients(
     reducer: Callable[[list[Tensor], list[Tensor]], Any], count: int
 ) -> tuple[list[float], list[float]] | None:
