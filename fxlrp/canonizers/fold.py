@@ -96,7 +96,8 @@ def fold_affine_maps(graph_module: fx.GraphModule) -> None:
             for each in between:
                 end = replaced[each] = graph.node_copy(each, lambda n, replaced=replaced: replaced.get(n, n))
         name = module_path(node) or node.name
-        mark(new, layer, [Fold(name, module_path(layer) or layer.name, "linear -> BN (A.5)" + (", bias map" if target is not kind else ""))])
+        how = "linear -> BN (A.5)" if target is kind else "linear -> BN (A.5), bias map"
+        mark(new, layer, [Fold(name, module_path(layer) or layer.name, how)])
         node.replace_all_uses_with(end, delete_user_cb=lambda user, new=new: user is not new)
 
 
