@@ -67,6 +67,24 @@ def test_a_shut_unit_hands_nothing_on():
         assert ledger.leak <= 1e-9
 
 
+def test_at_its_threshold_a_unit_is_shut():
+    """As a ReLU is at zero: in the relevance, the ledger, and the derivative of a trainable twin; from either side."""
+    model = nn.Sequential(nn.BatchNorm1d(3, eps=0.0), nn.ReLU(), nn.Linear(3, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, -1.0, 0.5]))
+        model[0].bias.copy_(torch.tensor([-2.0, 2.0, 1.0]))
+    x = torch.tensor([[2.0, 2.0, 3.0]]).double()
+    for composite in ("epsilon_plus", "epsilon_gamma_box", lrp_0()):
+        twin = fxlrp.convert(model, composite)
+        assert twin(x, 1).relevance[0, :2].tolist() == [0.0, 0.0]
+        assert fxlrp.audit(twin, x, 1).leak <= 1e-12
+    of = [x.requires_grad_(), *model.parameters()]
+    expected = torch.autograd.grad(model(x)[0, 1], of)
+    found = torch.autograd.grad(fxlrp.convert(model, lrp_0(), trainable=True)(x, 1).output[0, 1], of)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_batch_norms_in_front_of_relus(seed):
     """DenseNet's order, with scales of both signs."""
