@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -226,7 +227,8 @@ def _entry(node: fx.Node, active: set[fx.Node], unmatched: str) -> tuple[Op, dic
 def _default(node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node], unmatched: str) -> Rule:
     rule: Any = op.default(node, slots)
     if isinstance(rule, Rule):
-        return rule
+        # A rule is placed at its op: one that a default gives to several is not to be theirs together.
+        return copy.deepcopy(rule)
     if rule is not None:
         given = f"the class {rule.__name__}" if isinstance(rule, type) else f"a {type(rule).__name__}"
         raise RuleError(

@@ -149,7 +149,11 @@ class _Writer:
         value = node.meta["val"]
         if isinstance(value, Tensor):
             return self.total(node)
-        items = {user.args[1]: self.total(user) for user in node.users if user.target is operator.getitem}
+        parts: dict[Any, list[fx.Node]] = defaultdict(list)
+        for user in node.users:
+            if user.target is operator.getitem and (total := self.total(user)) is not None:
+                parts[user.args[1]].append(total)
+        items = {index: self._sum(totals, f"R_{node.name}_{index}") for index, totals in parts.items()}
         if not all(isinstance(part, Tensor) for part in value) or not _op_of(node).structural:
             return items.get(0)
         return [items.get(index) for index in range(len(value))]

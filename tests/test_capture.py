@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections import OrderedDict
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from zennit.canonizers import AttributeCanonizer
 from zennit.composites import EpsilonPlus
 
 import fxlrp
+from fxlrp.assign import assign
+from fxlrp.emit import emit
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
 
@@ -327,6 +330,34 @@ def test_traced_and_exported_models():
         out = fxlrp.convert(other, "epsilon_plus").eval()(x, 1)
         assert relative(out.output, expected.output) < 1e-9
         assert relative(out.relevance, expected.relevance) < 1e-9
+
+
+class OfParts(nn.Module):
+    """Two layers that read one of an op's outputs."""
+
+    def __init__(self, parts):
+        super().__init__()
+        self.parts, self.first, self.second = parts, nn.Linear(3, 4), nn.Linear(3, 4)
+
+    def forward(self, x):
+        part, *_ = self.parts(x)
+        return self.first(part) + self.second(part)
+
+
+@pytest.mark.parametrize("parts", [lambda x: x.chunk(2, 1), lambda x: x.unflatten(1, (3, 2)).max(2)])
+def test_a_graph_that_takes_an_output_more_than_once(parts):
+    """As a pass may write it: what both readers give to it adds up."""
+    model, x = trained(OfParts(parts)).eval(), torch.randn(2, 6).double()
+    canonical = fxlrp.canonize(model, x)
+    taken = next(node for node in canonical.graph.nodes if node.target is operator.getitem and node.args[1] == 0)
+    with canonical.graph.inserting_after(taken):
+        again = canonical.graph.node_copy(taken)
+    next(iter(taken.users)).replace_input_with(taken, again)
+    emit(canonical, assign(canonical.graph, {}, EpsilonPlus()), constant=True)
+    canonical.recompile()
+    expected = fxlrp.explain(model, x, 1, "epsilon_plus").relevance
+    _, (found,), _ = canonical(x, torch.tensor([1, 1]))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_an_exported_program_keeps_to_its_shapes():

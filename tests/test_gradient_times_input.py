@@ -11,11 +11,11 @@ import torchvision
 from torch import Tensor, nn
 from zennit.composites import LayerMapComposite
 from zennit.layer import Sum
-from zennit.rules import Epsilon, Norm, Pass
+from zennit.rules import Epsilon, Gamma, Norm, Pass
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 import fxlrp
-from fxlrp.testing.assertions import relative
+from fxlrp.testing.assertions import relative, zennit_relevance
 from fxlrp.testing.models import settled, trained
 
 
@@ -65,6 +65,24 @@ def test_a_shut_unit_hands_nothing_on():
         ledger = fxlrp.audit(twin, torch.tensor([[1.0, 3.0]]).double())
         assert sum(row.bias for row in ledger.rows) == pytest.approx(0.0, abs=1e-5)
         assert ledger.leak <= 1e-9
+
+
+def test_at_its_threshold_a_unit_is_shut():
+    """As a ReLU is at zero: in the relevance, the ledger, and the derivative of a trainable twin; from either side."""
+    model = nn.Sequential(nn.BatchNorm1d(3, eps=0.0), nn.ReLU(), nn.Linear(3, 2)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([1.0, -1.0, 0.5]))
+        model[0].bias.copy_(torch.tensor([-2.0, 2.0, 1.0]))
+    x = torch.tensor([[2.0, 2.0, 3.0]]).double()
+    for composite in ("epsilon_plus", "epsilon_gamma_box", lrp_0()):
+        twin = fxlrp.convert(model, composite)
+        assert twin(x, 1).relevance[0, :2].tolist() == [0.0, 0.0]
+        assert fxlrp.audit(twin, x, 1).leak <= 1e-12
+    of = [x.requires_grad_(), *model.parameters()]
+    expected = torch.autograd.grad(model(x)[0, 1], of)
+    found = torch.autograd.grad(fxlrp.convert(model, lrp_0(), trainable=True)(x, 1).output[0, 1], of)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -223,6 +241,109 @@ def test_a_constant_behind_a_layer_is_its_bias(composite):
     expected = fxlrp.explain(nn.Sequential(*layers, nn.Flatten(), model.head).eval(), x, 1, composite)
     found = fxlrp.explain(model, x, 1, composite)
     assert relative(found.relevance, expected.relevance) <= 1e-9
+
+
+class Added(nn.Module):
+    """A layer's value with constants added, that of nothing else but linear maps, in front of a ReLU and a head."""
+
+    def __init__(self, before, layer: nn.Module, shape: tuple[int, ...], x: Tensor) -> None:
+        super().__init__()
+        self.before, self.layer, self.constant = before, layer, nn.Parameter(torch.randn(shape))
+        self.in_front, self.behind = nn.BatchNorm2d(3), nn.BatchNorm2d(4)
+        trained(self).eval()
+        with torch.no_grad():
+            self.head = nn.Linear(self.before(self, x).flatten(1).shape[1], 3).double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.before(self, x).relu().flatten(1))
+
+    def as_dense(self, x: Tensor) -> nn.Module:
+        """The same, with all that is in front of the ReLU as the one linear layer that it is, for flat pixels."""
+        flat = lambda x: self.before(self, x.unflatten(1, shape)).flatten(1)
+        shape = x.shape[1:]
+        zero = torch.zeros(1, shape.numel(), dtype=torch.float64)
+        weight = torch.autograd.functional.jacobian(lambda x: flat(x[None])[0], zero[0])
+        layer = nn.Linear(*weight.shape[::-1]).double()
+        with torch.no_grad():
+            layer.weight.copy_(weight)
+            layer.bias.copy_(flat(zero)[0])
+        return nn.Sequential(nn.Flatten(), layer, nn.ReLU(), self.head).eval()
+
+
+def by_a_hook(m: Added, x: Tensor) -> Tensor:
+    """As canonizers of others add a bias map."""
+    with torch.no_grad():
+        handle = m.layer.register_forward_hook(lambda module, inputs, value: value + m.constant)
+    try:
+        return m.layer(x)
+    finally:
+        handle.remove()
+
+
+BEHIND = {
+    "added": lambda m, x: m.layer(x) + m.constant,
+    "subtracted from": lambda m, x: m.constant - 2 * m.layer(x),
+    "with alpha": lambda m, x: torch.add(m.constant, m.layer(x), alpha=3.0),
+    "twice": lambda m, x: (m.layer(x) + m.constant) * 0.5 - m.constant.flip(-1),
+    "by a hook": by_a_hook,
+    "and the layer read by others": lambda m, x: torch.cat([(y := m.layer(x)) + m.constant, y], 1),
+    "and both read by others": lambda m, x: torch.cat(
+        [(y := m.layer(x)), (z := y + m.constant), z * z.new_tensor(2)], 1
+    ),
+}
+LAYERS = {
+    "convolution": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1), (3, 5, 5), (4, 3, 3)),
+    "transposed": (lambda: nn.ConvTranspose2d(3, 4, 2, bias=False), (3, 2, 2), (4, 3, 3)),
+    "linear": (lambda: nn.Linear(5, 4), (5,), (4,)),
+    "linear, of tokens": (lambda: nn.Linear(5, 4), (3, 5), (3, 4)),
+}
+AROUND = {
+    "a batch norm in front": lambda m, x: m.layer(m.in_front(x)) + m.constant,
+    "a batch norm behind": lambda m, x: m.behind(m.layer(x) + m.constant),
+    "a batch norm behind what moves": lambda m, x: m.behind((m.layer(x) + m.constant).flip(2)),
+    "batch norms on both sides": lambda m, x: m.behind(m.layer(m.in_front(x)) + m.constant),
+}
+ONE_LAYER = {"epsilon": Epsilon(epsilon=0.3), "gamma": Gamma(gamma=0.5, stabilizer=0.1)}
+
+
+def assert_is_one_layer(model: Added, x: Tensor) -> None:
+    dense, seed = model.as_dense(x), torch.eye(3)[[1] * len(x)].double()
+    for name, rule in ONE_LAYER.items():
+        composite = LayerMapComposite([(Linear, rule), (Activation, Pass())])
+        expected = zennit_relevance(dense, composite, x, lambda output: output * seed)
+        found = fxlrp.explain(model, x, 1, composite)
+        assert relative(found.relevance, expected) <= 1e-12, name
+
+
+@pytest.mark.parametrize(
+    ("layer", "behind"),
+    [
+        *(("convolution", behind) for behind in BEHIND),
+        *((layer, "added") for layer in LAYERS if layer != "convolution"),
+    ],
+)
+def test_a_constant_map_behind_a_layer_is_its_bias(layer, behind):
+    """Of every shape it is one linear layer with one stabilizer, as zennit has it of the dense form."""
+    make, image_shape, shape = LAYERS[layer]
+    torch.manual_seed(0)
+    x = image(2, *image_shape) - 0.5
+    assert_is_one_layer(Added(BEHIND[behind], make(), shape, x), x)
+
+
+@pytest.mark.parametrize("shape", [(), (1, 4, 3, 3), (4, 1, 1), (1, 1, 3), (3, 1), (1, 4, 1, 3)])
+def test_a_constant_behind_a_layer_of_any_shape(shape):
+    make, image_shape, _ = LAYERS["convolution"]
+    torch.manual_seed(0)
+    x = image(2, *image_shape) - 0.5
+    assert_is_one_layer(Added(BEHIND["added"], make(), shape, x), x)
+
+
+@pytest.mark.parametrize("around", AROUND)
+def test_a_layer_with_a_constant_map_takes_batch_norms_in(around):
+    make, image_shape, shape = LAYERS["convolution"]
+    torch.manual_seed(0)
+    x = image(2, *image_shape) - 0.5
+    assert_is_one_layer(Added(AROUND[around], make(), shape, x), x)
 
 
 def test_the_constants_of_a_trainable_twin_stay_live():

@@ -230,6 +230,20 @@ def test_a_default_gives_a_rule(default, registered):
     assert "fxlrp.rules.Rule" in str(caught.value)
 
 
+def test_a_default_may_give_one_rule_to_several_ops(registered):
+    """Of linear maps without a bias, LRP-0 is gradient x input."""
+    rule = rules.BasicRule(zr.Norm(stabilizer=1e-14))
+    for op in (aten.cumsum.default, aten.mean.dim):
+        registered(op, default=lambda node, slots: rule, linear=True)
+    x = torch.randn(2, 3, 4, dtype=torch.float64, requires_grad=True)
+    model = Model(lambda x: x.cumsum(1).mean(2))
+    nn.init.zeros_(model.head.bias)
+    composite = LayerMapComposite([(nn.Linear, zr.Epsilon(epsilon=1e-14))])
+    (gradient,) = torch.autograd.grad(model(x)[:, 1].sum(), x)
+    for _ in range(2):
+        torch.testing.assert_close(fxlrp.explain(model, x.detach(), 1, composite).relevance, x.detach() * gradient)
+
+
 @torch.library.custom_op("fxlrp_tests::halves", mutates_args=())
 def halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x / 2, x / 2

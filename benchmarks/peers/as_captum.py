@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
+import captum
 import captum.attr
 import pytest
 import torch
@@ -34,10 +36,15 @@ RULES = {
 }
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    dropped = [item for item in items if item.name in NOT_OURS]
-    config.hook.pytest_deselected(items=dropped)
-    items[:] = [item for item in items if item.name not in NOT_OURS]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.name in NOT_OURS:
+            item.add_marker(pytest.mark.skip(reason=NOT_OURS[item.name]))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def version(record_testsuite_property: Callable[[str, object], None]) -> None:
+    record_testsuite_property("version", captum.__version__)
 
 
 # One that stays in a graph.

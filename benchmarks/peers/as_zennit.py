@@ -7,8 +7,11 @@ is the relevance of the twin, which the test compares with its own dense matrix 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from importlib.metadata import version as version_of
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
@@ -16,6 +19,11 @@ from zennit.composites import LayerMapComposite
 from zennit.core import Hook
 
 import fxlrp
+
+
+@pytest.fixture(scope="session", autouse=True)
+def version(record_testsuite_property: Callable[[str, object], None]) -> None:
+    record_testsuite_property("version", version_of("zennit"))
 
 
 class Explained(torch.autograd.Function):

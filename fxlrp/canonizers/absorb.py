@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import SHAPE_ONLY, call, is_known, known, module_path, unwrap
-from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, padded_convolution, scaled_weight, with_bias_map
+from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, layer_of, padded_convolution, scaled_weight, with_bias_map
 from .fold import groups_of
 from .follow import Follower, Scaled, whole
 from .report import Fold, mark
@@ -46,7 +46,7 @@ def absorb_affine_maps(graph_module: fx.GraphModule, *, threshold_relu: bool = T
     for node in list(graph_module.graph.nodes):
         if node.op != "call_function":
             continue
-        if unwrap(node)[0] not in with_bias_map:
+        if layer_of(unwrap(node)[0]) not in with_bias_map:
             follower.follow(node)
         elif _absorb(follower, node):
             # The maps, and what is constant at all, depend on the spatial size.
@@ -67,7 +67,8 @@ def _absorb(follower: Follower, node: fx.Node) -> bool:
     part, shape = follower.found.get(x), follower.sample.shape(x)
     if part is None or shape is None or not (is_known(node) or weight in follower.parameters):
         return False
-    fully = target in LINEAR
+    layer = layer_of(target)
+    fully = layer in LINEAR
     if not fully and len(shape) != weight.meta["val"].ndim:
         return False
     name, along = node.name, -1 if fully else 1
@@ -78,13 +79,13 @@ def _absorb(follower: Follower, node: fx.Node) -> bool:
         assert channels is not None
         index = follower.constant(node, channels)
         new_weight = call(
-            node, absorbed, weight, part.scales, index, groups_of(node), target in TRANSPOSED, name=f"{name}_weight"
+            node, absorbed, weight, part.scales, index, groups_of(node), layer in TRANSPOSED, name=f"{name}_weight"
         )
         spot = part.shift
         size = [int(n) for n in spot.meta["val"].shape]
         at = len(size) - 1 if fully else 1
         uniform = all(n == 1 for dim, n in enumerate(size) if dim != at)
-        extent = _extent(node) if uniform else None
+        extent = _extent(node) if uniform and layer is target else None
         if extent is None:
             spot = call(node, whole, spot, [size[0], *shape[1:]])
         else:
@@ -93,7 +94,7 @@ def _absorb(follower: Follower, node: fx.Node) -> bool:
         if extent is not None:
             new_bias = call(node, aten.reshape.default, new_bias, [-1], name=f"{name}_bias")
         else:
-            target = with_bias_map[target]
+            target = with_bias_map[layer]
     operands = [part.base, new_weight, new_bias, *options]
     with node.graph.inserting_before(node.next):
         if part.constant and not is_known(node):

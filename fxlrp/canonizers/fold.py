@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import call, constant, is_known, known, module_path, parameter_expressions, unwrap
-from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, affine, constant_map, scaled_weight
+from ..ops.linear import LINEAR, TRANSPOSED, affine, constant_map, layer_of, scaled_weight, with_bias_map
 from ..vocabulary import lookup, slots_of
 from .report import Fold, mark
 from .sample import NONE, Sample, moved, run_on, spread
@@ -29,7 +29,7 @@ def folded_bias(bias: Tensor | None, scale: Tensor, shift: Tensor) -> Tensor:
     bias : Tensor or None
         The layer's.
     scale, shift : Tensor
-        The map's, shape (C_out,).
+        The map's, shape (C_out,); where bias or shift is a feature map, all of the rank of the layer's value.
     """
     return shift if bias is None else bias * scale + shift
 
@@ -43,6 +43,7 @@ def mapped(value: Tensor, scale: Tensor, shift: Tensor, behind: int) -> Tensor:
 def fold_affine_maps(graph_module: fx.GraphModule) -> None:
     """Fold each affine map into the linear layer in front of it, (A.5), also where elements are moved in between.
 
+    A constant that is no vector along the layer's channels, and directly behind it, becomes a bias map.
     Where the layer's value is read by others too, or the statistics are the batch's, the layer is not computed twice:
     its value stays, and is read as the folded layer's.
     """
@@ -50,27 +51,33 @@ def fold_affine_maps(graph_module: fx.GraphModule) -> None:
     parameters = parameter_expressions(graph)
     sample = Sample(graph_module)
     for node in list(graph.nodes):
-        if node.op != "call_function" or not _goes_by_channels(node):
+        if node.op != "call_function" or unwrap(node)[0] not in (affine, constant_map):
             continue
         front = _front(node, parameters, sample)
         if front is None:
             continue
-        layer, between, order = front
+        layer, between, order, along = front
         _, scale, shift = unwrap(node)[1]
         target, operands, _ = unwrap(layer)
+        kind = layer_of(target)
         x, weight, *options = operands
         bias, *options = options or (None,)
         with graph.inserting_before(node):
             if unwrap(node)[0] is constant_map:
-                count = int(node.meta["val"].shape[1])
-                scale, shift = (call(node, of_channels, each, count) for each in (scale, shift))
+                count, by_channel = int(node.meta["val"].shape[along]), _lies_along(shift, along)
+                scale = call(node, of_channels, scale, count)
+                shift = call(node, of_channels, shift, count) if by_channel else shift
             if order is not None:
                 index = constant(graph_module, node, order, f"{node.name}_order")
                 scale, shift = (call(node, spread, each, index, other) for each, other in ((scale, 1.0), (shift, 0.0)))
             new_weight = call(
-                layer, scaled_weight, weight, scale, groups_of(layer), target in TRANSPOSED, name=f"{layer.name}_weight"
+                layer, scaled_weight, weight, scale, groups_of(layer), kind in TRANSPOSED, name=f"{layer.name}_weight"
             )
-            new_bias = call(layer, folded_bias, bias, scale, shift, name=f"{layer.name}_bias")
+            factor, added = scale, shift
+            if target is not kind or added.meta["val"].ndim > 1:
+                target = with_bias_map[kind]
+                bias, factor, added = (_of_rank(layer, each) for each in (bias, scale, shift))
+            new_bias = call(layer, folded_bias, bias, factor, added, name=f"{layer.name}_bias")
         with graph.inserting_before(node.next):
             if is_known(node) or is_known(layer) or any(len(each.users) > 1 for each in (layer, *between)):
                 if between:
@@ -89,7 +96,8 @@ def fold_affine_maps(graph_module: fx.GraphModule) -> None:
             for each in between:
                 end = replaced[each] = graph.node_copy(each, lambda n, replaced=replaced: replaced.get(n, n))
         name = module_path(node) or node.name
-        mark(new, layer, [Fold(name, module_path(layer) or layer.name, "linear -> BN (A.5)")])
+        how = "linear -> BN (A.5)" if target is kind else "linear -> BN (A.5), bias map"
+        mark(new, layer, [Fold(name, module_path(layer) or layer.name, how)])
         node.replace_all_uses_with(end, delete_user_cb=lambda user, new=new: user is not new)
 
 
@@ -98,24 +106,37 @@ def of_channels(param: Tensor, count: int) -> Tensor:
     return param.reshape(-1).expand(count)
 
 
-def _goes_by_channels(node: fx.Node) -> bool:
-    """Whether `node` is an affine map with a scale and a shift of each channel."""
-    target, args, _ = unwrap(node)
-    if target is not constant_map:
-        return target is affine
-    return all(n == 1 for param in args[1:] for d, n in enumerate(param.meta["val"].shape) if d != 1)
+def _lies_along(param: fx.Node, dim: int) -> bool:
+    """Whether a constant, of as many dimensions as the value that it is for, has one number for each index of `dim`."""
+    return all(n == 1 for d, n in enumerate(param.meta["val"].shape) if d != dim)
+
+
+def _of_rank(layer: fx.Node, param: fx.Node | None) -> fx.Node | None:
+    """A bias of a layer, or a vector along its channels, with as many dimensions as its value has."""
+    rank = layer.meta["val"].ndim
+    if param is None or param.meta["val"].ndim == rank:
+        return param
+    along = _along(layer)
+    return call(layer, torch.ops.aten.reshape.default, param, [*[1] * along, -1, *[1] * (rank - 1 - along)])
 
 
 class _Front(NamedTuple):
     """The linear layer in front of an affine map.
 
     `between` are the ops from the layer to the map, which move elements and no more. `order` is, for each of the
-    layer's channels, the map's channel that it comes to, -1 if to none; None if each comes to its own.
+    layer's channels, the map's channel that it comes to, -1 if to none; None if each comes to its own. `along` is the
+    dimension of the map's channels.
     """
 
     layer: fx.Node
     between: list[fx.Node]
     order: Tensor | None
+    along: int
+
+
+def _along(layer: fx.Node) -> int:
+    """The dimension of the channels of a linear layer's value; 0 of a value without a batch."""
+    return layer.meta["val"].ndim - unwrap(layer)[1][1].meta["val"].ndim + 1
 
 
 def _front(node: fx.Node, parameters: set[fx.Node], sample: Sample) -> _Front | None:
@@ -123,22 +144,23 @@ def _front(node: fx.Node, parameters: set[fx.Node], sample: Sample) -> _Front | 
 
     The layer's weight must not be an activation.
     """
-    layer, between = unwrap(node)[1][0], []
+    (layer, *params), between = unwrap(node)[1], []
     while (operand := _only_moved(layer)) is not None:
         between.insert(0, layer)
         layer = operand
     if layer.op != "call_function":
         return None
     target, args, _ = unwrap(layer)
-    if target not in (*CONVOLUTIONS, *TRANSPOSED, *LINEAR) or not (is_known(layer) or args[1] in parameters):
+    if layer_of(target) not in with_bias_map or not (is_known(layer) or args[1] in parameters):
         return None
-    value, rank = layer.meta["val"], args[1].meta["val"].ndim
-    along = value.ndim - rank + 1
+    along, of_each = _along(layer), unwrap(node)[0] is affine
     if not between:
-        return _Front(layer, between, None) if along == 1 else None
+        fits = along == 1 if of_each else along > 0 and _lies_along(params[0], along)
+        return _Front(layer, between, None, along) if fits else None
     shape = sample.shape(layer)
-    if shape is None:
+    if shape is None or not (of_each or all(_lies_along(param, 1) for param in params)):
         return None
+    rank = args[1].meta["val"].ndim
     count = shape[along]
     found: Tensor | None = torch.arange(count).reshape(-1, *(1,) * (rank - 2)).expand(shape)
     for each in between:
@@ -148,7 +170,7 @@ def _front(node: fx.Node, parameters: set[fx.Node], sample: Sample) -> _Front | 
         return None
     own = torch.arange(len(channels))
     order = torch.full((count,), NONE).scatter(0, channels, own)
-    return _Front(layer, between, None if torch.equal(order, own) else order)
+    return _Front(layer, between, None if torch.equal(order, own) else order, 1)
 
 
 def _only_moved(node: fx.Node) -> fx.Node | None:
@@ -187,7 +209,7 @@ def groups_of(layer: fx.Node) -> int:
     """The groups of a convolution, 1 of any other layer."""
     target, args, _ = unwrap(layer)
     position = 6
-    if target in LINEAR or len(args) <= position:
+    if layer_of(target) in LINEAR or len(args) <= position:
         return 1
     groups = args[position]
     assert isinstance(groups, int)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from ..graph import is_known, module_path, unwrap, where
-from ..ops.linear import affine, with_bias_map
+from ..ops.linear import affine, layer_of, with_bias_map
 
 __all__ = ["Fold", "Kept", "Report", "mark", "report"]
 
@@ -106,7 +106,7 @@ def _readers(affine_map: fx.Node) -> list[str]:
             found[node] = "the model's output"
         elif node.meta.get("carried") or not isinstance(node.meta["val"], Tensor):
             todo.extend(node.users)
-        elif unwrap(node)[0] in with_bias_map:
+        elif layer_of(unwrap(node)[0]) in with_bias_map:
             found[node] = f"{where(node)}, whose input channels have no single scale each"
         else:
             found[node] = where(node)

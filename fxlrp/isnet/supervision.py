@@ -10,7 +10,7 @@ from torch import Tensor, fx
 
 from ..capture import Capture
 from ..graph import carriers, module_calls
-from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED
+from ..ops.linear import layer_of, with_bias_map
 
 __all__ = ["bottlenecks"]
 
@@ -82,7 +82,7 @@ def _has_linear_layer(first: fx.Node, last: fx.Node) -> bool:
         if node in seen or node is first:
             continue
         seen.add(node)
-        if node.target in (*CONVOLUTIONS, *TRANSPOSED, *LINEAR):
+        if layer_of(node.target) in with_bias_map:
             return True
         todo.extend(node.all_input_nodes)
     return False

@@ -46,13 +46,15 @@ def thresholded_relu(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         Shape (B, C, ...).
     low, high : Tensor
         Shapes that broadcast with x. Where the map's scale is positive, ``low`` is its zero and ``high`` infinite;
-        where it is negative, the other way round.
+        where it is negative, the other way round. At the threshold itself it is shut, as a ReLU at zero.
     """
-    return x.clamp(low, high)
+    if not any(value.requires_grad for value in (x, low, high)):
+        return x.clamp(low, high)
+    # The derivative of a clamp is that of an open unit there.
+    return torch.where(x <= low, low, torch.where(x >= high, high, x))
 
 
 def _thresholded_relu_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
-    # At the threshold itself a ReLU is shut, as at zero; a clamp is not.
     x, low, high = call.args
     return (gradient * ((x > low) & (x < high)),)
 

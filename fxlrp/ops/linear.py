@@ -20,6 +20,7 @@ __all__ = [
     "TRANSPOSED",
     "affine",
     "constant_map",
+    "layer_of",
     "padded_convolution",
     "scaled_weight",
     "with_bias_map",
@@ -365,6 +366,14 @@ def _with_bias_map(layer: Target) -> Target:
 
 
 with_bias_map: dict[Target, Target] = {layer: _with_bias_map(layer) for layer in (*CONVOLUTIONS, *TRANSPOSED, *LINEAR)}
-"""For each linear layer, the same with a bias that is a feature map: of the value's shape, for one sample."""
+"""For each linear layer, the same with a bias that is a feature map, of one sample: it broadcasts with the value."""
+_LAYERS = {mapped: layer for layer, mapped in with_bias_map.items()}
+
+
+def layer_of(target: Any) -> Any:
+    """The linear layer that `target` is but for a bias map, if it has one; any other op as it is."""
+    return _LAYERS.get(target, target)
+
+
 _PADDED = (padded_convolution, with_bias_map[padded_convolution])
 _ALL_TRANSPOSED = (*TRANSPOSED, *(with_bias_map[layer] for layer in TRANSPOSED))
