@@ -8,9 +8,9 @@ The checkouts are looked for beside this repository; they are to be of the versi
     git clone --branch v0.8.0 https://github.com/pytorch/captum ../captum
 
 Zennit's tests ask the installed zennit for its rules; another one goes into PYTHONPATH. Captum is taken from its
-checkout. Each module and rule is captured anew, a quarter of a second each. For zennit, options go behind the ones
-given here: ``-- -k "0xdeadbeef and (test_linear_rule or test_simple_rule)"`` takes one of its seeds.
-A table tells how many passed, what was left out, and what failed.
+checkout. Each module and rule is captured anew, half a second each. For zennit, options go behind the ones given here:
+``-- -k "0xdeadbeef and (test_linear_rule or test_simple_rule)"`` takes one of its seeds. A table tells how many passed,
+what was left out, and what failed.
 """
 
 from __future__ import annotations
