@@ -35,7 +35,9 @@ from .models import (
     stand_in,
     weights,
 )
+from .ops.activation import thresholded_relu
 from .program import Program, RelevancePass, has_batch
+from .rules.base import Transpose
 from .values import is_wrapped
 
 __all__ = ["Method", "Programs", "outside_inference_mode"]
@@ -296,8 +298,22 @@ class Programs:
         return captured.graph_module if self._exported is None else self._model
 
     def _canonical(self, captured: Capture) -> fx.GraphModule:
+        canonical = self._canonized(captured, threshold_relu=self._threshold_relu)
+        if any(self._asks_a_clip(captured, canonical, method) for method in self._methods):
+            canonical = self._canonized(captured, threshold_relu=False)
+        return canonical
+
+    def _asks_a_clip(self, captured: Capture, canonical: fx.GraphModule, method: Method) -> bool:
+        """Whether a composite has a rule for a ReLU that goes by its values, or relevance, where it only clips."""
+        if not any(node.target is thresholded_relu for node in canonical.graph.nodes):
+            return False
+        steps = self._assigned(captured, canonical, method, None)
+        asked = [step.rule for step in steps if step.by_composite and step.node.target is thresholded_relu]
+        return any(not isinstance(rule, Transpose) for rule in asked)
+
+    def _canonized(self, captured: Capture, *, threshold_relu: bool) -> fx.GraphModule:
         canonical = fx.GraphModule(self._root(captured), copy.deepcopy(captured.graph_module.graph), "Canonical")
-        canonize_graph(canonical, threshold_relu=self._threshold_relu)
+        canonize_graph(canonical, threshold_relu=threshold_relu)
         if not self._trainable:
             fold_constants(canonical)
             _own_tensors(canonical)

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 import torchvision
 from reference import directional_derivatives, seed_of
 from torch import nn
-from zennit.composites import EpsilonPlus, LayerMapComposite
+from zennit.composites import BetaSmooth, DeconvNet, EpsilonPlus, GuidedBackprop, LayerMapComposite
+from zennit.core import Hook
 from zennit.rules import Epsilon, Pass, ZPlus
 from zennit.types import Activation, Convolution
 
@@ -443,6 +444,30 @@ def test_the_thresholded_relu():
     kept = canonical(model, x, threshold_relu=False)
     assert targets(kept).count(affine) == 1
     assert kept.report.kept[0].batch_norm == "0"
+
+
+class Halved(Hook):
+    """A user's rule for ReLUs that goes by their values."""
+
+    def forward(self, module, input, output):
+        self.stored_tensors["output"] = output
+
+    def backward(self, module, grad_input, grad_output):
+        return (grad_output[0] * self.stored_tensors["output"] / 2,)
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize(
+    "composite", [GuidedBackprop, DeconvNet, BetaSmooth, lambda: LayerMapComposite([(nn.ReLU, Halved())])]
+)
+def test_a_rule_for_relus_sees_the_relu_and_not_what_clips_in_its_place(composite, trainable):
+    head = [nn.Flatten(), nn.Linear(20, 6)]
+    body = [nn.Conv2d(3, 4, 3), nn.ReLU(), nn.MaxPool2d(2), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 5, 3), nn.ReLU()]
+    model, x = trained_with_odd_scales(nn.Sequential(*body, *head)), rand(2, 3, 10, 10)
+    assert (model[3].weight < 0).any()
+    seed = seed_of(model(x), 2)
+    found = fxlrp.convert(model, composite(), trainable=trainable)(x, seed).relevance
+    assert relative(found, zennit_relevance(model, composite(), x, seed)) < 1e-12
 
 
 @pytest.mark.parametrize("scale", [1e-30, -1e-30, 1e-9])
