@@ -118,6 +118,15 @@ class Programs:
         final_activation: str = "keep",
         lender: nn.Module | None = None,
     ) -> None:
+        self._options: dict[str, Any] = {
+            "exported": exported,
+            "trainable": trainable,
+            "record": record,
+            "output": output,
+            "unmatched": unmatched,
+            "threshold_relu": threshold_relu,
+            "final_activation": final_activation,
+        }
         self._lender = lender
         self._model, self._exported, self._methods = model, exported, methods
         self._trainable, self._record, self._output = trainable, record, output
@@ -181,11 +190,7 @@ class Programs:
         with _CAPTURING:
             key = tuple(now.items())
             if key not in self._homes:
-                options = {"exported": self._exported, "trainable": self._trainable, "record": self._record}
-                options |= {"output": self._output, "unmatched": self._unmatched}
-                options |= {"threshold_relu": self._threshold_relu, "final_activation": self._final_activation}
-                options |= {"lender": self._model}
-                self._homes[key] = Programs(stand_in(self._model), self._methods, **options)
+                self._homes[key] = Programs(stand_in(self._model), self._methods, **self._options, lender=self._model)
                 self._homes = OrderedDict([*self._homes.items()][-HOMES:])
             home = self._homes[key]
             if not self._trainable:
