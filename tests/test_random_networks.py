@@ -81,7 +81,10 @@ def every_pass_keeps_f(model, x, changed):
 
 @pytest.mark.parametrize("count", [50, pytest.param(500, marks=pytest.mark.slow)])
 def test_every_pass_keeps_f(count):
-    """In evaluation and in training mode; and each pass has something to do, in some of the networks."""
+    """In evaluation and in training mode; and each pass has something to do, in some of the networks.
+
+    But for one: these inputs have a batch (`test_ways_of_calling`).
+    """
     changed = Counter()
 
     @examples(count)
@@ -91,7 +94,8 @@ def test_every_pass_keeps_f(count):
         every_pass_keeps_f(model.train(training), x, changed)
 
     check()
-    assert {name_of(run) for run in passes() if changed[name_of(run)] >= count / 50} == {*map(name_of, passes())}
+    every = {*map(name_of, passes())} - {"give_single_samples_a_batch"}
+    assert {name for name in every if changed[name] >= count / 50} == every
 
 
 @pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.slow)])
