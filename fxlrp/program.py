@@ -123,7 +123,8 @@ class Program:
 
     @cached_property
     def _of_output(self) -> Program:
-        return self if self.of_output is None else self.of_output()
+        make: Any = None if self.of_output is None else torch.compiler.disable(self.of_output)
+        return self if make is None else make()
 
     def is_of(self, weights: Callable[[list[Tensor]], tuple[Any, ...]]) -> bool:
         """Whether the tensors whose values it bakes in are as they were."""
