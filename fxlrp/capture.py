@@ -21,7 +21,7 @@ from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
 from .failure import why_not, without_graphs
-from .graph import argument, carriers, drop_dead_code, module_path, name_of_target, unwrap
+from .graph import argument, carriers, drop_dead_code, module_path, name_of_target, replace_reads, unwrap
 from .models import copy_sharing_tensors, hooks_leave_no_trace
 from .ops.attention import attention_as_products
 from .outputs import Output, chosen
@@ -209,7 +209,7 @@ def _detached(program: ExportedProgram) -> ExportedProgram:
             with graph.inserting_after(value):
                 stopped = graph.call_function(torch.ops.aten.detach.default, (value,))
             stopped.meta = copy.copy(value.meta)
-            value.replace_all_uses_with(stopped, delete_user_cb=lambda user, stopped=stopped: user is not stopped)
+            replace_reads(value, stopped)
     return program
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -17,6 +16,7 @@ from zennit.torchvision import (
 )
 
 from .errors import CompositeError, MissingExtraError
+from .wording import did_you_mean, near_to
 
 __all__ = ["DEFAULT", "Picklable", "check_names", "foreign_canonizers", "names_of", "resolve"]
 
@@ -54,8 +54,7 @@ def resolve(composite: Composite | str | None) -> Composite:
             f"a composite is a zennit Composite, its name, or None, not {composite!r} ({type(composite).__name__})"
         )
     if composite not in COMPOSITES:
-        near = difflib.get_close_matches(composite, COMPOSITES, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(composite, COMPOSITES)
         raise CompositeError(
             f"there is no composite '{composite}'{hint} The names are: {', '.join(sorted(COMPOSITES))}."
         )
@@ -86,9 +85,8 @@ def check_names(composite: Composite, paths: Collection[str]) -> None:
     """
     for name in names_of(composite):
         if name not in paths:
-            near = difflib.get_close_matches(name, paths, n=3)
-            hint = f" Near to it are: {', '.join(near)}." if near else ""
-            raise CompositeError(f"the composite names the module '{name}', which the model has not.{hint}")
+            near = near_to(name, paths)
+            raise CompositeError(f"the composite names the module '{name}', which the model has not.{near}")
 
 
 def names_of(composite: Composite) -> list[str]:

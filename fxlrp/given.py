@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from .errors import CaptureError, InputError, ModulePathError
+from .wording import did_you_mean
 
 __all__ = ["check_choice", "check_flags", "check_inputs", "check_model", "check_options", "inputs_of", "paths_of"]
 
@@ -112,19 +112,14 @@ def check_flags(**flags: Any) -> None:
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
     """Raise an `InputError` if `value` is none of `choices`."""
     if value not in list(choices):
-        raise InputError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}{_near(value, choices)}")
+        raise InputError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}{did_you_mean(value, choices)}")
 
 
 def check_options(function: str, options: Iterable[str], known: Collection[str]) -> None:
     """Raise an `InputError` if a function was given an option that it does not know."""
     for name in options:
         if name not in known:
-            raise InputError(f"{function} has no option '{name}'{_near(name, known)}. It has: {', '.join(known)}")
-
-
-def _near(value: Any, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(value, known, n=1) if isinstance(value, str) else ()
-    return f"; did you mean '{near[0]}'?" if near else ""
+            raise InputError(f"{function} has no option '{name}'{did_you_mean(name, known)} It has: {', '.join(known)}")
 
 
 def paths_of(name: str, value: Any) -> tuple[str, ...]:

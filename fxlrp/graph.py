@@ -34,6 +34,8 @@ __all__ = [
     "name_of_target",
     "on_the_cpu",
     "parameter_expressions",
+    "read_as",
+    "replace_reads",
     "source_line",
     "unpack",
     "unwrap",
@@ -63,10 +65,38 @@ def known(value: torch.Tensor, *_operands: Any) -> torch.Tensor:
     """Return `value`, the result of an op whose operands stand beside it.
 
     A pass that finds another reading of a value that the model has computed already (a batch norm over a convolution,
-    read as one convolution) writes it as ``known(value, *operands)`` with the op in ``node.meta["stands_for"]``: the
+    read as one convolution) writes it by `read_as`, as ``known(value, *operands)`` with the op in the node's meta: the
     forward pass is not computed twice, and the relevance pass sees the other reading.
     """
     return value
+
+
+def read_as(
+    value: fx.Node, target: Callable[..., Any], *operands: Any, like: fx.Node | None = None, name: str | None = None
+) -> fx.Node:
+    """Write another reading of a value at the insertion point, see `known`.
+
+    Parameters
+    ----------
+    value : fx.Node
+        What the model has computed, or another reading of it.
+    target : callable
+        The op that it is to be read as the value of.
+    *operands
+        That op's arguments.
+    like, name
+        As of `call`; None for `value`, and no name.
+    """
+    computed: Any = value.args[0] if is_known(value) else value
+    node = call(like or value, known, computed, *operands, name=name)
+    node.meta["stands_for"] = target
+    return node
+
+
+def replace_reads(old: fx.Node, new: fx.Node, *, but_of: fx.Node | None = None) -> None:
+    """Have what reads `old` read `new`, all but `but_of` (None: `new`), which is made of it."""
+    keeps = but_of or new
+    old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not keeps)
 
 
 def is_known(node: fx.Node) -> bool:

@@ -16,6 +16,7 @@ from .program import Program, RelevancePass
 from .rules.base import total
 from .seeds import Target, seed_relevance
 from .twin import Twin, check_finite
+from .wording import columns
 
 __all__ = ["Ledger", "Row", "audit"]
 
@@ -77,9 +78,6 @@ class Ledger:
             (row.path or "-", row.op, row.rule, *map("{:.4g}".format, _amounts(row)), f"{row.rest:.1e}", _place(row))
             for row in self.worst[:limit]
         ]
-        widths = [max(len(row[i]) for row in (names, *cells)) for i in range(len(names))]
-        layout = "  ".join(f"{{:{'<' if i < 3 else '>'}{width}}}" for i, width in enumerate(widths))
-        lines = [layout.format(*row) for row in (names, *cells)]
         arrived = ", ".join(f"{value:.4g} at {name}" for name, value in self.inputs.items())
         taken = {
             name: sum(getattr(row, name) for row in self.rows) for name in ("bias", "stabilizer", "definition", "rest")
@@ -92,7 +90,7 @@ class Ledger:
         ]
         more = len(self.rows) - len(cells)
         foot = [f"... and {more} more rows: table(None), or --rows 0, shows them"] if more else []
-        return "\n".join([*head, lines[0], "-" * len(lines[0]), *lines[1:], *foot])
+        return "\n".join([*head, *columns(names, cells, left=3), *foot])
 
 
 def _amounts(row: Row) -> tuple[float, ...]:

@@ -23,6 +23,7 @@ from .models import snapshot
 from .programs import Method, Programs
 from .rules.base import Gradient, Rule, Transpose
 from .rules.basic import BasicRule
+from .wording import columns
 
 __all__ = ["Plan", "Preview", "check"]
 
@@ -89,12 +90,10 @@ class Preview:
 
     def __str__(self) -> str:
         head = ("op", "in module", "rule", "how")
-        rows = [head, *((plan.op, plan.path or "-", plan.rule or "-", plan.how) for plan in self.plans)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        rows = [(plan.op, plan.path or "-", plan.rule or "-", plan.how) for plan in self.plans]
         counts = Counter(plan.how for plan in self.plans)
         summary = ", ".join(f"{count} {how}" for how, count in counts.most_common())
-        parts = ["\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]]), summary, str(self.canonized)]
+        parts = ["\n".join(columns(head, rows)), summary, str(self.canonized)]
         return "\n\n".join([*parts, *(plan.why for plan in self.unsupported)])
 
 

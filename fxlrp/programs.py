@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +38,7 @@ from .ops.activation import thresholded_relu
 from .program import Program, RelevancePass, has_batch
 from .rules.base import Transpose
 from .values import is_wrapped
+from .wording import near_to
 
 __all__ = ["Method", "Programs", "outside_inference_mode"]
 
@@ -142,9 +142,8 @@ class Programs:
                     composites.check_names(method.composite, paths)
             for path in () if callable(record) else record:
                 if path not in paths:
-                    near = difflib.get_close_matches(path, paths, n=3)
-                    hint = f" Near to it are: {', '.join(near)}." if near else ""
-                    raise ModulePathError(f"record names the module '{path}', which the model has not.{hint}")
+                    near = near_to(path, paths)
+                    raise ModulePathError(f"record names the module '{path}', which the model has not.{near}")
 
     def of(self, inputs: tuple[Any, ...]) -> Program:
         """The program for these inputs, made if need be; of weights as they are now."""

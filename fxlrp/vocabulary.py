@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +15,7 @@ from zennit.core import Hook
 
 from .errors import RuleError
 from .graph import unwrap
+from .wording import did_you_mean
 
 if TYPE_CHECKING:
     from .rules.base import Rule
@@ -219,9 +219,7 @@ def _check_fields(fields: Mapping[str, Any]) -> None:
     known = list(Op.__dataclass_fields__)
     for name in fields:
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean '{near[0]}'?" if near else ""
-            raise RuleError(f"an entry has no field '{name}'{hint} It has: {', '.join(known)}")
+            raise RuleError(f"an entry has no field '{name}'{did_you_mean(name, known)} It has: {', '.join(known)}")
     _check_default(fields.get("default"))
     inputs = fields.get("inputs", ())
     if not isinstance(inputs, tuple | list) or not all(isinstance(position, int) for position in inputs):

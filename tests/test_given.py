@@ -391,7 +391,7 @@ def test_what_is_no_target_of_an_entry(target, message):
         ({"default": "pass"}, "not 'pass'"),
         ({"default": lambda node: Share()}, "cannot be called so"),
         ({"default": share, "input": (0, 1)}, r"no field 'input'; did you mean 'inputs'\?"),
-        ({"default": share, "xyz": 1}, "no field 'xyz' It has: default, inputs"),
+        ({"default": share, "xyz": 1}, "no field 'xyz'. It has: default, inputs"),
         ({"default": share, "inputs": 0}, r"such as \(0, 1\), not 0"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import SHAPE_ONLY, call, is_known, known, module_path, unwrap
+from ..graph import SHAPE_ONLY, call, is_known, module_path, read_as, replace_reads, unwrap
 from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, layer_of, padded_convolution, scaled_weight, with_bias_map
 from .fold import groups_of
 from .follow import Follower, Scaled, whole
@@ -100,11 +100,10 @@ def _absorb(follower: Follower, node: fx.Node) -> bool:
         if part.constant and not is_known(node):
             new = call(node, target, *operands, name=name)
         else:
-            new = call(node, known, node.args[0] if is_known(node) else node, *operands, name=name)
-            new.meta["stands_for"] = target
+            new = read_as(node, target, *operands, name=name)
     into = module_path(node) or name
     mark(new, node, [Fold(path, into, _how(part, extent)) for path in part.maps])
-    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+    replace_reads(node, new)
     return True
 
 

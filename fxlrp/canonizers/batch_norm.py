@@ -12,7 +12,7 @@ import operator
 import torch
 from torch import Tensor, fx
 
-from ..graph import call, known, unpack
+from ..graph import call, read_as, replace_reads, unpack
 from ..ops.linear import affine
 from .statistics import batch_norm_with_statistics, synchronized_batch_norm_with_statistics
 
@@ -107,6 +107,5 @@ def read_batch_norms_as_affine(graph_module: fx.GraphModule) -> None:
             if node.target is _EVAL and mean.meta["val"].dtype == dtype:
                 new = call(node, affine, x, scale, shift, name=value.name)
             else:
-                new = call(node, known, value, x, scale, shift, name=value.name)
-                new.meta["stands_for"] = affine
-        value.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
+                new = read_as(value, affine, x, scale, shift, like=node, name=value.name)
+        replace_reads(value, new)

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from ..graph import call, constant, is_known, known, module_path, parameter_expressions, unwrap
+from ..graph import call, constant, is_known, module_path, parameter_expressions, read_as, replace_reads, unwrap
 from ..ops.linear import LINEAR, TRANSPOSED, affine, constant_map, layer_of, scaled_weight, with_bias_map
 from ..vocabulary import lookup, slots_of
 from .report import Fold, mark
@@ -80,12 +80,9 @@ def fold_affine_maps(graph_module: fx.GraphModule) -> None:
             new_bias = call(layer, folded_bias, bias, factor, added, name=f"{layer.name}_bias")
         with graph.inserting_before(node.next):
             if is_known(node) or is_known(layer) or any(len(each.users) > 1 for each in (layer, *between)):
-                if between:
-                    value = call(layer, mapped, layer, scale, shift, weight.meta["val"].ndim - 2)
-                else:
-                    value = node.args[0] if is_known(node) else node
-                new = call(layer, known, value, x, new_weight, new_bias, *options, name=layer.name)
-                new.meta["stands_for"] = target
+                behind = weight.meta["val"].ndim - 2
+                value = call(layer, mapped, layer, scale, shift, behind) if between else node
+                new = read_as(value, target, x, new_weight, new_bias, *options, like=layer, name=layer.name)
             else:
                 new = call(layer, target, x, new_weight, new_bias, *options, name=layer.name)
                 parameters.add(new_weight)
@@ -98,7 +95,7 @@ def fold_affine_maps(graph_module: fx.GraphModule) -> None:
         name = module_path(node) or node.name
         how = "linear -> BN (A.5)" if target is kind else "linear -> BN (A.5), bias map"
         mark(new, layer, [Fold(name, module_path(layer) or layer.name, how)])
-        node.replace_all_uses_with(end, delete_user_cb=lambda user, new=new: user is not new)
+        replace_reads(node, end, but_of=new)
 
 
 def of_channels(param: Tensor, count: int) -> Tensor:

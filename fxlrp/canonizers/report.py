@@ -9,6 +9,7 @@ from torch import Tensor, fx
 
 from ..graph import is_known, module_path, unwrap, where
 from ..ops.linear import affine, layer_of, with_bias_map
+from ..wording import columns
 
 __all__ = ["Fold", "Kept", "Report", "mark", "report"]
 
@@ -66,10 +67,7 @@ class Report:
         rows += [(k.batch_norm, "kept", f"read by {why}") for k in self.kept for why in k.why]
         if not rows:
             return "no batch norms"
-        head = ("batch norm", "folded into", "how")
-        widths = [max(len(row[column]) for row in (head, *rows)) for column in (0, 1)]
-        lines = [f"{a:<{widths[0]}}  {b:<{widths[1]}}  {c}" for a, b, c in (head, *rows)]
-        return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+        return "\n".join(columns(("batch norm", "folded into", "how"), rows))
 
 
 def mark(new: fx.Node, old: fx.Node, folds: Iterable[Fold]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import argument, call, known, module_calls, parameter_expressions, unpack
+from ..graph import argument, call, module_calls, parameter_expressions, read_as, replace_reads, unpack
 from ..ops.linear import CONVOLUTIONS, TRANSPOSED
 from ..ops.pooling import max_pooled
 from ..ops.structure import added, dropped, written
@@ -133,9 +133,8 @@ def read_dropout_as_product(graph_module: fx.GraphModule) -> None:
         with graph.inserting_after(value):
             mask = call(node, operator.getitem, node, 1)
         with graph.inserting_after(mask):
-            product = call(node, known, value, x, mask, p, name=value.name)
-        product.meta["stands_for"] = dropped
-        value.replace_all_uses_with(product, delete_user_cb=lambda user, new=product: user is not new)
+            product = read_as(value, dropped, x, mask, p, like=node, name=value.name)
+        replace_reads(value, product)
 
 
 def read_instance_norms(graph_module: fx.GraphModule) -> None:
@@ -182,6 +181,5 @@ def keep_winners_of_max_pooling(graph_module: fx.GraphModule) -> None:
             both = call(node, _WITH_WINNERS[node.target], x, *window, ceil_mode)
         value, winners = unpack(both, f"{node.name}_value", f"{node.name}_winners")
         with graph.inserting_after(winners):
-            new = call(node, known, value, x, *window, ceil_mode, winners, name=node.name)
-        new.meta["stands_for"] = max_pooled
+            new = read_as(value, max_pooled, x, *window, ceil_mode, winners, like=node, name=node.name)
         node.replace_all_uses_with(new)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 from ..errors import VariantError
 from ..programs import Method
+from ..wording import did_you_mean
 
 __all__ = ["VARIANTS", "Settings", "Variant", "variant_of"]
 
@@ -265,8 +265,7 @@ def variant_of(name: str, settings: Settings) -> Variant:
         If there is none, or a setting is not one of those that it can have.
     """
     if name not in VARIANTS:
-        near = difflib.get_close_matches(str(name), VARIANTS, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
+        hint = did_you_mean(name, VARIANTS)
         raise VariantError(f"there is no ISNet variant {name!r}{hint} The variants are: {', '.join(VARIANTS)}.")
     if settings.first_layer not in (None, "zbox"):
         raise VariantError(f"first_layer is None or 'zbox', not {settings.first_layer!r}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import MissingExtraError, ModelError, TargetError
 from ..testing.models import trained
+from ..wording import near_to
 
 __all__ = ["LoadedModel", "class_names", "find_class", "load"]
 
@@ -131,7 +131,7 @@ def find_class(classes: Sequence[str], wanted: str) -> int:
     if wanted.lower() in lower:
         return lower.index(wanted.lower())
     within = [name for name in lower if wanted.lower() in name]
-    raise TargetError(f"there is no class '{wanted}'.{_near(wanted.lower(), lower, within)}")
+    raise TargetError(f"there is no class '{wanted}'.{near_to(wanted.lower(), lower, within)}")
 
 
 def _torchvision(name: str, pretrained: bool, classes: int) -> tuple[nn.Module, Callable[[Any], Tensor], Any, Any]:
@@ -139,7 +139,7 @@ def _torchvision(name: str, pretrained: bool, classes: int) -> tuple[nn.Module, 
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise ModelError(f"torchvision has no classifier '{name}'.{_near(name, known)}")
+        raise ModelError(f"torchvision has no classifier '{name}'.{near_to(name, known)}")
     best = torchvision.models.get_model_weights(name)["DEFAULT"]
     if pretrained:
         _check_pretrained_classes(name, classes)
@@ -162,7 +162,7 @@ def _timm(name: str, pretrained: bool, classes: int) -> tuple[nn.Module, Callabl
         raise MissingExtraError(f"timm:{name}", "timm", "timm") from error
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
-        raise ModelError(f"timm has no model '{name}'.{_near(architecture, timm.list_models())}")
+        raise ModelError(f"timm has no model '{name}'.{near_to(architecture, timm.list_models())}")
     if pretrained:
         _check_pretrained_classes(name, classes)
         if not timm.models.is_model_pretrained(name):
@@ -263,8 +263,3 @@ def _read_safetensors(path: Path, map_location: str) -> dict[str, Tensor]:
 def _some(keys: Sequence[str], count: int = 3) -> str:
     more = f" and {len(keys) - count} more" if len(keys) > count else ""
     return ", ".join(keys[:count]) + more
-
-
-def _near(wanted: str, known: Iterable[str], first: Sequence[str] = ()) -> str:
-    near = list(dict.fromkeys([*first[:5], *difflib.get_close_matches(wanted, list(known), n=3)]))
-    return f" Near to it are: {', '.join(near)}." if near else ""
