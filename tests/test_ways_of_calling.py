@@ -59,8 +59,9 @@ def elsewhere():
     torch.set_default_device(None)
 
 
-@pytest.mark.parametrize("trainable", [False, True])
-@pytest.mark.parametrize("composite", ["epsilon_plus", "epsilon_alpha2_beta1_flat", None])
+@pytest.mark.parametrize(
+    ("composite", "trainable"), [("epsilon_plus", True), ("epsilon_alpha2_beta1_flat", False), (None, False)]
+)
 def test_the_default_device_is_another_one(elsewhere, composite, trainable):
     with torch.device("cpu"):
         model, x, seeds = network(), images(), torch.randn(3, 2, 5).double()
@@ -138,8 +139,7 @@ def strided(x: torch.Tensor) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("trainable", [False, True])
-@pytest.mark.parametrize("first", ["contiguous", "channels last"])
+@pytest.mark.parametrize(("first", "trainable"), [("contiguous", True), ("channels last", False)])
 @pytest.mark.parametrize("flatten", FLATTENED.values(), ids=FLATTENED)
 def test_inputs_of_any_strides(flatten, first, trainable):
     model, x, seeds = trained(Flattened(flatten)).eval(), images(3), torch.randn(2, 3, 5).double()
