@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from zennit.composites import LayerMapComposite
+from zennit.rules import Epsilon
 
 import fxlrp
 
@@ -57,3 +59,31 @@ def test_a_factor_without_a_bound_is_an_activation(name):
 def test_a_factor_with_both_bounds_is_a_gate(name):
     of_factor, of_signal = shares(BOUNDED[name])
     assert of_factor == 0 < of_signal
+
+
+EXPANDED = {
+    "broadcast": lambda x, factor: x * factor,
+    "expanded": lambda x, factor: x * factor.expand(x.shape),
+    "expanded as": lambda x, factor: factor.expand_as(x) * x,
+    "cast and expanded": lambda x, factor: x * factor.float().expand(x.shape).double(),
+}
+
+
+@pytest.mark.parametrize("name", EXPANDED)
+def test_a_factor_that_the_model_expands_is_broadcast(name):
+    """A norm spelled out, ``x / sqrt(mean(x^2))``: all to x, its deviation is held constant, by hand."""
+
+    class Normed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.head = nn.Linear(3, 2, bias=False).double()
+
+        def forward(self, x):
+            return self.head(EXPANDED[name](x, torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-3)))
+
+    model, x = Normed(), torch.randn(2, 3).double()
+    found = fxlrp.convert(model, LayerMapComposite([(nn.Linear, Epsilon(1e-12))]))(x, 0)
+    deviation = (x.square().mean(1, keepdim=True) + 1e-3).sqrt()
+    expected = x / deviation * model.head.weight[0]
+    torch.testing.assert_close(found.relevance, expected, rtol=1e-6, atol=1e-9)

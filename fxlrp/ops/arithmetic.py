@@ -78,6 +78,14 @@ def _same_shape(node: fx.Node, operand: fx.Node) -> bool:
     return node.meta["val"].shape == operand.meta["val"].shape
 
 
+def _before_expansion(factor: fx.Node) -> fx.Node:
+    """A factor as it is before it is expanded by the model itself, which a product would do as well."""
+    value: Any = factor
+    while value.target in (aten.expand.default, aten.expand_as.default, aten._to_copy.default, aten.to.dtype):
+        value = value.args[0]
+    return value
+
+
 def _product(node: fx.Node, slots: Slots) -> Rule:
     """A factor that does not depend on the input scales; a gate gates; two activations share."""
     if len(slots) == 1:
@@ -86,7 +94,7 @@ def _product(node: fx.Node, slots: Slots) -> Rule:
     factors = list(slots.values())
     gates = [is_bounded(factor) for factor in factors]
     if gates[0] == gates[1]:
-        gates = [not _same_shape(node, factor) for factor in factors]
+        gates = [not _same_shape(node, _before_expansion(factor)) for factor in factors]
     return Gate(signal=gates.index(False)) if gates[0] != gates[1] else Half()
 
 
