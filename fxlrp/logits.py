@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 import torch
 from torch import fx
 from torch.fx.node import map_arg
@@ -59,13 +61,15 @@ def logits_of(graph: fx.Graph) -> fx.Node | None:
 def _in_front_of(node: fx.Node) -> fx.Node | None:
     if node.op != "call_function" or is_known(node):
         return None
-    target, (first, *_), _ = unwrap(node)
+    target, args, _ = unwrap(node)
     if target in _FINAL:
-        return first
+        return args[0]
     if target in _BEHIND:
-        return _in_front_of(first)
+        return _in_front_of(args[0])
     op = lookup(target)
-    operands = slots_of(node, op, lambda operand: True).values() if op is not None and op.structural else ()
+    operands = [args[0]] if target is operator.getitem else []
+    if op is not None and op.structural:
+        operands = list(slots_of(node, op, lambda operand: True).values())
     found = {operand: _in_front_of(operand) for operand in operands}
     if not any(found.values()):
         return None

@@ -24,7 +24,7 @@ from .capture import Capture, Output, capture
 from .emit import emit
 from .errors import InputError, ModulePathError
 from .given import check_inputs
-from .graph import writes_buffers
+from .graph import unwrap, writes_buffers
 from .logits import logits_of
 from .models import (
     copy_sharing_tensors,
@@ -95,8 +95,6 @@ class Programs:
         Module paths, or a function of the capture that gives them.
     output, unmatched, threshold_relu, final_activation
         As of `fxlrp.convert`.
-    lender : nn.Module or None
-        The programs are run with its parameters and buffers, in place of the model's.
 
     Raises
     ------
@@ -116,18 +114,8 @@ class Programs:
         unmatched: str = "error",
         threshold_relu: bool = True,
         final_activation: str = "keep",
-        lender: nn.Module | None = None,
     ) -> None:
-        self._options: dict[str, Any] = {
-            "exported": exported,
-            "trainable": trainable,
-            "record": record,
-            "output": output,
-            "unmatched": unmatched,
-            "threshold_relu": threshold_relu,
-            "final_activation": final_activation,
-        }
-        self._lender = lender
+        self._lender: nn.Module | None = None
         self._model, self._exported, self._methods = model, exported, methods
         self._trainable, self._record, self._output = trainable, record, output
         self._unmatched, self._threshold_relu = unmatched, threshold_relu
@@ -189,8 +177,10 @@ class Programs:
         with _CAPTURING:
             key = tuple(now.items())
             if key not in self._homes:
-                self._homes[key] = Programs(stand_in(self._model), self._methods, **self._options, lender=self._model)
-                self._homes = OrderedDict([*self._homes.items()][-HOMES:])
+                home = copy.copy(self)
+                home._model, home._lender = stand_in(self._model), self._model
+                home.clear()
+                self._homes = OrderedDict([*self._homes.items(), (key, home)][-HOMES:])
             home = self._homes[key]
             if not self._trainable:
                 home._take_over(lent)
@@ -309,11 +299,9 @@ class Programs:
 
     def _asks_a_clip(self, captured: Capture, canonical: fx.GraphModule, method: Method) -> bool:
         """Whether a composite has a rule for a ReLU that goes by its values, or relevance, where it only clips."""
-        if not any(node.target is thresholded_relu for node in canonical.graph.nodes):
-            return False
-        steps = self._assigned(captured, canonical, method, None)
-        asked = [step.rule for step in steps if step.by_composite and step.node.target is thresholded_relu]
-        return any(not isinstance(rule, Transpose) for rule in asked)
+        clips = {n for n in canonical.graph.nodes if n.op == "call_function" and unwrap(n)[0] is thresholded_relu}
+        steps = self._assigned(captured, canonical, method, None) if clips else ()
+        return any(step.by_composite and not isinstance(step.rule, Transpose) for step in steps if step.node in clips)
 
     def _canonized(self, captured: Capture, *, threshold_relu: bool) -> fx.GraphModule:
         canonical = fx.GraphModule(self._root(captured), copy.deepcopy(captured.graph_module.graph), "Canonical")

@@ -67,6 +67,8 @@ SPELLED = {
     "kept from zero": Of(lambda z: z.sigmoid().clamp(1e-12, 1 - 1e-12)),
     "exp of log-softmax": Of(lambda z: z.log_softmax(1).exp()),
     "reshaped": Of(lambda z: z.sigmoid().view(len(z), 1, 5).flatten(1)),
+    "one of two parts": Of(lambda z: z.sigmoid().split(5, 1)[0]),
+    "in parts": Of(lambda z: torch.cat(z.sigmoid().chunk(2, 1), 1)),
     "in place": Of(lambda z: z.sigmoid_()),
     "two heads": Of(lambda z: torch.cat([z[:, :2].softmax(1), z[:, 2:].sigmoid()], 1)),
     "and a kept head": Of(lambda z: torch.cat([z[:, :2], z[:, 2:].sigmoid()], 1)),
