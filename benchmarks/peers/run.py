@@ -75,7 +75,7 @@ def run(peer: str, sources: Path, options: list[str]) -> Outcome | None:
         print(f"{peer}: no checkout at {sources}; give its folder with --{peer}")
         return None
     further = [str(sources)] if peer == "captum" else []
-    paths = [os.environ.get("PYTHONPATH", ""), str(ROOT), str(HERE), *further]
+    paths = [os.environ.get("PYTHONPATH", ""), str(ROOT / "src"), str(HERE), *further]
     print(f"{peer}: {sources}", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         written = Path(folder) / "outcome.xml"
