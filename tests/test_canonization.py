@@ -16,10 +16,11 @@ from zennit.rules import Epsilon, Pass, ZPlus
 from zennit.types import Activation, Convolution
 
 import fxlrp
-from fxlrp.canonizers.report import Fold, Kept, Report
-from fxlrp.graph import unwrap
+from fxlrp.canonizers.report import Kept, Report
+from fxlrp.marks import Fold
 from fxlrp.ops.activation import thresholded_relu
 from fxlrp.ops.linear import affine, with_bias_map
+from fxlrp.reading import unwrap
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative, zennit_relevance
 

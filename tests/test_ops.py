@@ -30,12 +30,12 @@ from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
 import fxlrp
 from fxlrp import errors, vocabulary
-from fxlrp.graph import unwrap
 from fxlrp.ops.activation import thresholded_relu
 from fxlrp.ops.convolution import Geometry, convolve, transpose
 from fxlrp.ops.linear import affine, constant_map, padded_convolution, with_bias_map
 from fxlrp.ops.pooling import max_pooled
 from fxlrp.ops.structure import added, dropped, flipped, written
+from fxlrp.reading import unwrap
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
 from fxlrp.vocabulary import Call, lookup

@@ -23,7 +23,8 @@ from fxlrp.canonizers import passes
 from fxlrp.canonizers.batch_norm import inverse_deviation
 from fxlrp.canonizers.statistics import batch_norm_with_statistics
 from fxlrp.capture import capture
-from fxlrp.graph import drop_dead_code, is_known, unwrap
+from fxlrp.graph import drop_dead_code
+from fxlrp.reading import is_known, unwrap
 from fxlrp.testing import assert_conserves, composites, inputs, networks
 from fxlrp.testing.assertions import relative
 

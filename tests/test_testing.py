@@ -18,7 +18,7 @@ from zennit.types import Activation, AvgPool, Linear
 
 import fxlrp
 from fxlrp import assign
-from fxlrp.graph import module_path
+from fxlrp.place import module_path
 from fxlrp.rules import Gradient
 from fxlrp.testing import (
     assert_conserves,

@@ -17,10 +17,13 @@ from zennit.layer import Sum
 from .composites import check_names, names_of
 from .errors import CaptureError, CompositeError, RuleError, UnsupportedOpError
 from .frames import warn
-from .graph import carriers, module_calls, module_path, name_of_target, on_the_cpu, unwrap, where
+from .graph import carriers, name_of_target
+from .place import module_calls, module_path, where
+from .reading import unwrap
 from .rules.base import Gradient, Pass, Rule, Transpose
 from .rules.basic import BasicRule, is_basic
 from .rules.hook import HookRule
+from .values import on_the_cpu
 from .vocabulary import Op, Slot, lookup, slots_of
 
 __all__ = ["Step", "Unsupported", "assign"]

@@ -14,7 +14,9 @@ from torch import Tensor, fx
 from torch.fx.node import map_arg
 
 from .emit import Written
-from .graph import is_known, module_path, name_of_target, unwrap
+from .graph import name_of_target
+from .place import module_path
+from .reading import is_known, unwrap
 from .rules.base import Account, Rule, paired, total
 from .vocabulary import Call, NoDerivative, Slot, lookup
 

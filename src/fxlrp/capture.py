@@ -21,10 +21,14 @@ from torch.utils import _pytree as pytree
 
 from .errors import CaptureError
 from .failure import why_not, without_graphs
-from .graph import argument, carriers, drop_dead_code, module_path, name_of_target, replace_reads, unwrap
+from .graph import carriers, drop_dead_code, name_of_target, replace_reads
+from .marks import PROCESS_GROUP, SYNCHRONIZED
 from .models import copy_sharing_tensors, hooks_leave_no_trace
 from .ops.attention import attention_as_products
 from .outputs import Output, chosen
+from .place import module_path
+from .reading import argument, unwrap
+from .signature import normal
 from .vocabulary import lookup
 
 __all__ = ["Capture", "Output", "capture"]
@@ -39,8 +43,8 @@ class Capture:
     graph_module : fx.GraphModule
         Placeholders are the inputs, the one output is the tensor to explain. Ops are functional (no op writes to its
         inputs) except for ``aten.copy_`` onto the model's buffers. Parameters are ``get_attr`` nodes; they are the
-        model's own objects. The batch norm of a `nn.SyncBatchNorm` in training mode has its process group's name, None
-        for the default group, in ``meta["process_group"]``.
+        model's own objects. The batch norm of a `nn.SyncBatchNorm` in training mode is marked
+        `SYNCHRONIZED`, with the name of its `PROCESS_GROUP`.
     modules : dict of str to nn.Module
         The model's modules by path, a `nn.SyncBatchNorm` as a batch norm; empty if there is no model (an exported
         program).
@@ -157,7 +161,8 @@ def capture(
     for node in graph.nodes:
         owner = modules.get(module_path(node))
         if isinstance(owner, _LocalBatchNorm) and owner.training:
-            node.meta["process_group"] = owner.process_group and owner.process_group.group_name
+            SYNCHRONIZED.put(node, True)
+            PROCESS_GROUP.put(node, owner.process_group.group_name if owner.process_group else None)
     return Capture(fx.GraphModule(module, graph, "Capture"), modules, guard, functional.range_constraints)
 
 
@@ -282,6 +287,8 @@ def _copy(
             continue  # A write to the caller's own input is not an effect to repeat.
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: copies[n])
         target: Any = node.name if node.op == "placeholder" else _FOR_ANY_STRIDES.get(node.target, node.target)
+        if node.op == "call_function":
+            args, kwargs = normal(target, args, kwargs)
         new = graph.create_node(node.op, target, args, kwargs, name=_name(node))
         new.meta = copy.copy(node.meta)
         if "stack_trace" not in new.meta and (origin := node.meta.get("from_node")):

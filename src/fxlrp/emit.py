@@ -13,8 +13,9 @@ from torch import Tensor, fx
 
 from .assign import Step
 from .errors import ModulePathError
-from .graph import module_calls, unwrap
 from .ops.linear import scaled_weight
+from .place import module_calls
+from .reading import unwrap
 from .rules.basic import BasicRule
 from .seeds import seed_relevance
 from .vocabulary import Op, Slot, lookup

@@ -8,7 +8,8 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from .graph import call, is_known, unwrap
+from .graph import call
+from .reading import is_known, unwrap
 from .vocabulary import lookup, slots_of
 
 __all__ = ["logits_of"]

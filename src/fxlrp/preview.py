@@ -18,9 +18,11 @@ from .assign import Step, Unsupported
 from .canonizers.report import Report, report
 from .capture import Output
 from .given import check_choice, check_flags, check_model, inputs_of
-from .graph import carriers, is_known, module_path, name_of_target, unwrap
+from .graph import carriers, name_of_target
 from .models import snapshot
+from .place import module_path
 from .programs import Method, Programs
+from .reading import is_known, unwrap
 from .rules.base import Gradient, Rule, Transpose
 from .rules.basic import BasicRule
 from .wording import columns

@@ -14,8 +14,10 @@ from torch.fx.node import map_arg
 
 from .capture import Capture
 from .emit import Written
-from .graph import drop_dead_code, is_known
+from .graph import drop_dead_code
+from .marks import NUMBER, SIZE_BOUND, UNBATCHED
 from .models import tensors_by_path
+from .reading import is_known
 from .seeds import Target, as_tensor, is_given, seed_relevance
 
 __all__ = ["Program", "RelevancePass", "has_batch"]
@@ -81,7 +83,7 @@ class RelevancePass:
         # An input that no relevance reaches stays without one.
         graph.output(map_arg((relevance, recorded), lambda n: copies[n]))
         drop_dead_code(graph)
-        return fx.GraphModule(self.graph_module, graph, "Relevance"), [node.meta["number"] for node in saved]
+        return fx.GraphModule(self.graph_module, graph, "Relevance"), [NUMBER.of(node) for node in saved]
 
 
 @dataclass(eq=False)
@@ -134,7 +136,7 @@ class Program:
     def number(canonical: fx.GraphModule) -> None:
         """Number the nodes of a canonical graph: by this they are found again in its copies, which rename them."""
         for number, node in enumerate(canonical.graph.nodes):
-            node.meta["number"] = number
+            NUMBER.put(node, number)
 
     def pass_for(self, target: Target) -> RelevancePass:
         """The first method's pass for a target: from the output, or from the logits in front of a final activation."""
@@ -153,7 +155,7 @@ class Program:
     @property
     def size_bound(self) -> bool:
         """Whether it speaks for one spatial size alone, even if the capture of another one is the same graph."""
-        return bool(self.canonical.meta.get("size_bound"))
+        return SIZE_BOUND.of(self.canonical)
 
     @cached_property
     def _forward_half(self) -> fx.GraphModule:
@@ -161,7 +163,7 @@ class Program:
         graph = _without_readings(self.canonical.graph)
         end = next(node for node in graph.nodes if node.op == "output")
         wanted = {number for each in self.passes for number in each.relevance_half[1]}
-        values = {node.meta["number"]: node for node in graph.nodes if node.meta.get("number") in wanted}
+        values = {NUMBER.of(node): node for node in graph.nodes if NUMBER.of(node) in wanted}
         end.args = ((end.args[0], values),)
         drop_dead_code(graph)
         return fx.GraphModule(self.canonical, graph, "Forward")
@@ -222,7 +224,7 @@ def has_batch(canonical: fx.GraphModule) -> bool:
         return True
     sizes = [size for n in canonical.graph.nodes if n.op == "placeholder" for size in n.meta["val"].shape]
     same = any(isinstance(size, int) and size == value.shape[0] for size in sizes)
-    return same and not canonical.meta.get("unbatched")
+    return same and not UNBATCHED.of(canonical)
 
 
 def _without_readings(whole: fx.Graph) -> fx.Graph:

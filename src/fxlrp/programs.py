@@ -24,18 +24,13 @@ from .capture import Capture, Output, capture
 from .emit import emit
 from .errors import InputError, ModulePathError
 from .given import check_inputs
-from .graph import unwrap, writes_buffers
+from .graph import writes_buffers
 from .logits import logits_of
-from .models import (
-    copy_sharing_tensors,
-    count_fused_steps,
-    lends_tensors,
-    settings,
-    stand_in,
-    weights,
-)
+from .marks import FOLDED
+from .models import copy_sharing_tensors, count_fused_steps, lends_tensors, settings, stand_in, weights
 from .ops.activation import thresholded_relu
 from .program import Program, RelevancePass, has_batch
+from .reading import unwrap
 from .rules.base import Transpose
 from .values import is_wrapped
 from .wording import near_to
@@ -388,7 +383,7 @@ def _own_tensors(canonical: fx.GraphModule) -> None:
     kept = {node.target for node in _written(canonical)}
     for node in canonical.graph.find_nodes(op="get_attr"):
         path = str(node.target)
-        if path in kept or node.meta.get("folded"):
+        if path in kept or FOLDED.of(node):
             continue
         kept.add(path)
         owner, _, name = path.rpartition(".")

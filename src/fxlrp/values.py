@@ -1,12 +1,16 @@
-"""When a tensor's values may be looked at, to choose what to compute."""
+"""Of a tensor's values: when they may be looked at, to choose what to compute, and where they are made."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-__all__ = ["is_wrapped", "may_look_at"]
+__all__ = ["is_wrapped", "may_look_at", "on_the_cpu"]
 
 
 def may_look_at(*tensors: Tensor) -> bool:
@@ -17,3 +21,18 @@ def may_look_at(*tensors: Tensor) -> bool:
 def is_wrapped(tensor: Tensor) -> bool:
     """Whether a tensor stands for others, in a transform of `torch.func`."""
     return is_functorch_wrapped_tensor(tensor)
+
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def on_the_cpu(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Have a function that finds something out on numbers make these on the CPU, whatever the default device is."""
+
+    @wraps(function)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _T:
+        with torch.device("cpu"):
+            return function(*args, **kwargs)
+
+    return run

@@ -14,7 +14,7 @@ from torch._library.custom_ops import CustomOpDef
 from zennit.core import Hook
 
 from .errors import RuleError
-from .graph import unwrap
+from .reading import unwrap
 from .wording import did_you_mean
 
 if TYPE_CHECKING:

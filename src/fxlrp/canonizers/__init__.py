@@ -14,8 +14,9 @@ from torch.export import ExportedProgram
 
 from ..capture import Output, capture
 from ..given import check_flags, check_inputs, check_model, inputs_of
-from ..graph import drop_dead_code, on_the_cpu
+from ..graph import drop_dead_code
 from ..models import snapshot
+from ..values import on_the_cpu
 from .absorb import absorb_affine_maps
 from .batch_norm import give_statistics_out, read_batch_norms_as_affine
 from .constant_maps import read_constants_as_affine_maps, spell_out_what_is_kept

@@ -12,11 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import SHAPE_ONLY, call, is_known, module_path, read_as, replace_reads, unwrap
+from ..graph import SHAPE_ONLY, call, replace_reads
+from ..marks import CARRIED, SIZE_BOUND, Fold
 from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, layer_of, padded_convolution, scaled_weight, with_bias_map
+from ..place import module_path
+from ..reading import is_known, read_as, unwrap
 from .fold import groups_of
 from .follow import Follower, Scaled, whole
-from .report import Fold, mark
+from .report import mark
 from .sample import spread
 
 __all__ = ["absorb_affine_maps"]
@@ -50,9 +53,9 @@ def absorb_affine_maps(graph_module: fx.GraphModule, *, threshold_relu: bool = T
             follower.follow(node)
         elif _absorb(follower, node):
             # The maps, and what is constant at all, depend on the spatial size.
-            graph_module.meta["size_bound"] = True
+            SIZE_BOUND.put(graph_module, True)
     for node, found in follower.found.items():
-        node.meta["carried"] = True
+        CARRIED.put(node, True)
         # What reads only a shape is not to keep a map alive.
         for user in list(node.users):
             if user.target in SHAPE_ONLY:

@@ -12,8 +12,10 @@ import operator
 import torch
 from torch import Tensor, fx
 
-from ..graph import call, read_as, replace_reads, unpack
+from ..graph import call, replace_reads, unpack
+from ..marks import PROCESS_GROUP, SYNCHRONIZED
 from ..ops.linear import affine
+from ..reading import read_as
 from .statistics import batch_norm_with_statistics, synchronized_batch_norm_with_statistics
 
 __all__ = ["give_statistics_out", "read_batch_norms_as_affine"]
@@ -66,8 +68,8 @@ def give_statistics_out(graph_module: fx.GraphModule) -> None:
         items = {user.args[1]: user for user in node.users if user.target is operator.getitem}
         with graph.inserting_before(node):
             operands = (x, weight, bias, running_mean, running_var, momentum, eps)
-            if "process_group" in node.meta:
-                new = call(node, synchronized_batch_norm_with_statistics, *operands, node.meta["process_group"])
+            if SYNCHRONIZED.of(node):
+                new = call(node, synchronized_batch_norm_with_statistics, *operands, PROCESS_GROUP.of(node))
             else:
                 new = call(node, batch_norm_with_statistics, *operands)
         for index, statistic in ((3, running_mean), (4, running_var)):

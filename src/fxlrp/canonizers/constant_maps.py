@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import call, constant, parameter_expressions, unwrap
+from ..graph import call, constant, parameter_expressions
+from ..marks import SPELLED
 from ..ops.linear import constant_map
+from ..reading import unwrap
 from ..vocabulary import lookup, slots_of
 
 __all__ = ["PRODUCTS", "SUMS", "read_constants_as_affine_maps", "spell_out_what_is_kept"]
@@ -71,7 +73,7 @@ def read_constants_as_affine_maps(graph_module: fx.GraphModule) -> None:
             x = written.get(chain.x, chain.x)
             new = written[end] = _replace(graph_module, end, _Chain(x, chain.steps), parameters)
             if end not in of_input and len(chain.steps) == 1:
-                new.meta["spelled"] = _spelled(*chain.steps[0])
+                SPELLED.put(new, _spelled(*chain.steps[0]))
 
 
 def spell_out_what_is_kept(graph_module: fx.GraphModule) -> None:
@@ -80,7 +82,7 @@ def spell_out_what_is_kept(graph_module: fx.GraphModule) -> None:
     There the constant has its share of a sum, as a bias has (so AttnLRP has it of an embedding of positions).
     """
     for node in list(graph_module.graph.nodes):
-        spelled = node.meta.get("spelled")
+        spelled = SPELLED.of(node)
         if node.target is constant_map and spelled is not None:
             x, scale, shift = node.args
             with graph_module.graph.inserting_before(node):

@@ -10,6 +10,7 @@ from torch import fx
 from torch.fx.node import map_arg
 
 from ..graph import dependents, drop_dead_code
+from ..marks import FOLDED
 
 __all__ = ["fold_constants"]
 
@@ -48,5 +49,6 @@ def _replace(graph_module: fx.GraphModule, node: fx.Node, value: torch.Tensor) -
     graph_module.register_buffer(name, value, persistent=False)
     with node.graph.inserting_before(node):
         constant = node.graph.get_attr(name)
-    constant.meta = {**node.meta, "folded": True}
+    constant.meta = {**node.meta}
+    FOLDED.put(constant, True)
     node.replace_all_uses_with(constant)

@@ -12,10 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, fx
 
-from ..graph import call, constant, is_known, module_path, parameter_expressions, read_as, replace_reads, unwrap
+from ..graph import call, constant, parameter_expressions, replace_reads
+from ..marks import SIZE_BOUND, Fold
 from ..ops.linear import LINEAR, TRANSPOSED, affine, constant_map, layer_of, scaled_weight, with_bias_map
+from ..place import module_path
+from ..reading import is_known, read_as, unwrap
 from ..vocabulary import lookup, slots_of
-from .report import Fold, mark
+from .report import mark
 from .sample import NONE, Sample, moved, run_on, spread
 
 __all__ = ["fold_affine_maps", "groups_of"]
@@ -88,7 +91,7 @@ def fold_affine_maps(graph_module: fx.GraphModule) -> None:
                 parameters.add(new_weight)
             if between:
                 # Of another spatial size, elements may be moved elsewhere.
-                graph_module.meta["size_bound"] = True
+                SIZE_BOUND.put(graph_module, True)
             end, replaced = new, {layer: new}
             for each in between:
                 end = replaced[each] = graph.node_copy(each, lambda n, replaced=replaced: replaced.get(n, n))

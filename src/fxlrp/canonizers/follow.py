@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import call, constant, is_known, module_path, parameter_expressions, unpack, unwrap
+from ..graph import call, constant, parameter_expressions, unpack
 from ..ops.activation import thresholded_relu
 from ..ops.linear import affine, constant_map
 from ..ops.structure import flipped
+from ..place import module_path
+from ..reading import is_known, unwrap
 from ..vocabulary import Op, lookup, slots_of
 from .sample import NONE, Sample, filled, item_of, moved, run_on, spread
 

@@ -7,8 +7,9 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from ..graph import call, module_calls
+from ..graph import call
 from ..ops.linear import padded_convolution
+from ..place import module_calls
 
 __all__ = ["join_padding_to_its_convolution"]
 

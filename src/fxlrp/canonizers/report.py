@@ -7,28 +7,13 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from ..graph import is_known, module_path, unwrap, where
+from ..marks import CARRIED, FOLDS, Fold
 from ..ops.linear import affine, layer_of, with_bias_map
+from ..place import module_path, where
+from ..reading import is_known, unwrap
 from ..wording import columns
 
-__all__ = ["Fold", "Kept", "Report", "mark", "report"]
-
-
-@dataclass(frozen=True)
-class Fold:
-    """A batch norm that became a part of a linear layer.
-
-    Attributes
-    ----------
-    batch_norm, into : str
-        Module paths.
-    how : str
-        Which way, with the equation's number in Pahde et al.
-    """
-
-    batch_norm: str
-    into: str
-    how: str
+__all__ = ["Kept", "Report", "mark", "report"]
 
 
 @dataclass(frozen=True)
@@ -72,12 +57,12 @@ class Report:
 
 def mark(new: fx.Node, old: fx.Node, folds: Iterable[Fold]) -> None:
     """Note that `new`, which takes the place of the layer `old`, has taken in these batch norms."""
-    new.meta["folds"] = (*old.meta.get("folds", ()), *folds)
+    FOLDS.put(new, (*FOLDS.of(old), *folds))
 
 
 def report(graph: fx.Graph) -> Report:
     """What became of the batch norms of a canonical graph."""
-    folded = [fold for node in graph.nodes for fold in node.meta.get("folds", ())]
+    folded = [fold for node in graph.nodes for fold in FOLDS.of(node)]
     kept = [
         Kept(module_path(node) or node.name, tuple(_readers(node)))
         for node in graph.nodes
@@ -102,7 +87,7 @@ def _readers(affine_map: fx.Node) -> list[str]:
         seen.add(node)
         if node.op == "output":
             found[node] = "the model's output"
-        elif node.meta.get("carried") or not isinstance(node.meta["val"], Tensor):
+        elif CARRIED.of(node) or not isinstance(node.meta["val"], Tensor):
             todo.extend(node.users)
         elif layer_of(unwrap(node)[0]) in with_bias_map:
             found[node] = f"{where(node)}, whose input channels have no single scale each"

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
-from ..graph import unwrap
 from ..ops.structure import CASTS
+from ..reading import unwrap
 from ..vocabulary import Slot
 
 __all__ = ["NONE", "Sample", "filled", "item_of", "moved", "run_on", "spread"]

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import argument, call, module_calls, parameter_expressions, read_as, replace_reads, unpack
+from ..graph import call, parameter_expressions, replace_reads, unpack
+from ..marks import UNBATCHED
 from ..ops.linear import CONVOLUTIONS, TRANSPOSED
 from ..ops.pooling import max_pooled
 from ..ops.structure import added, dropped, written
+from ..place import module_calls
+from ..reading import argument, read_as
 from .constant_maps import PRODUCTS, SUMS
 
 __all__ = [
@@ -60,7 +63,7 @@ def remove_no_ops(graph_module: fx.GraphModule) -> None:
 def give_single_samples_a_batch(graph_module: fx.GraphModule) -> None:
     """Give ops that are called with one sample, without a batch, a batch of one: convolutions, pools.
 
-    Where this is how the model's inputs are, the graph's meta says so (``"unbatched"``), and so is done with what is
+    Where this is how the model's inputs are, the graph is marked `UNBATCHED`, and so is done with what is
     read along with these: paddings, means, sums and products with constants.
     """
     graph, parameters = graph_module.graph, parameter_expressions(graph_module.graph)
@@ -69,7 +72,7 @@ def give_single_samples_a_batch(graph_module: fx.GraphModule) -> None:
     single = {n for n in graph.nodes if n.target in _SPATIAL and rank_of(n.args[0]) == _SPATIAL[n.target] + 1}
     of_inputs = {rank_of(n.args[0]) for n in single} & (ranks if len(ranks) == 1 else set())
     if of_inputs:
-        graph_module.meta["unbatched"] = True
+        UNBATCHED.put(graph_module, True)
     batches: dict[fx.Node, fx.Node] = {}
     for node in list(graph.nodes):
         if node not in single and node.target not in _ALONG:

@@ -9,8 +9,9 @@ import networkx as nx
 from torch import Tensor, fx
 
 from ..capture import Capture
-from ..graph import carriers, module_calls
+from ..graph import carriers
 from ..ops.linear import layer_of, with_bias_map
+from ..place import module_calls
 
 __all__ = ["bottlenecks"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph import argument
+from ..reading import argument
 from ..rules.defaults import gradient, passed, transpose
 from ..vocabulary import Call, register
 from .facts import is_number

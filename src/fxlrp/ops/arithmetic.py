@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 from zennit.layer import Sum
 
-from ..graph import argument, unwrap
+from ..reading import argument, unwrap
 from ..rules.base import Pass, Rule
 from ..rules.defaults import Gate, Half, Slots, gradient, passed, proportional
 from ..vocabulary import Call, register

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import unwrap
+from ..reading import unwrap
 from ..rules.base import Rule
 from ..rules.defaults import Attention, Bilinear, Slots, Softmax, proportional
 from ..vocabulary import Call, pull_back, register

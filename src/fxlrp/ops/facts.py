@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..graph import argument, is_constant, unwrap
+from ..graph import is_constant
+from ..reading import argument, unwrap
 from ..vocabulary import Op, lookup, slots_of
 
 __all__ = ["is_bounded", "is_number", "keeps_sign"]

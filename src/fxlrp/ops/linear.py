@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph import name_of_target, unwrap
+from ..graph import name_of_target
+from ..reading import unwrap
 from ..rules.defaults import gradient, passed
-from ..vocabulary import Call, Target, lookup, pull_back, register
+from ..signature import Target
+from ..vocabulary import Call, lookup, pull_back, register
 from .convolution import Geometry, convolve, transpose
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from ..graph import unwrap
+from ..reading import unwrap
 from ..rules.defaults import gradient
 from ..vocabulary import Call, register
 from .facts import keeps_sign

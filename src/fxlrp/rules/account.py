@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from zennit.core import BasicHook, Stabilizer
 
-from ..graph import on_the_cpu
+from ..values import on_the_cpu
 from ..vocabulary import Call, pull_back
 from . import probe
 from .base import Account, paired, total

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import RuleError
-from ..graph import on_the_cpu
+from ..values import on_the_cpu
 
 __all__ = [
     "coefficients",

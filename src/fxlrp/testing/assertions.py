@@ -15,8 +15,9 @@ from zennit.core import Composite
 from ..capture import capture
 from ..composites import resolve
 from ..errors import FxlrpError
-from ..graph import where
 from ..ledger import audit
+from ..marks import FOLDS
+from ..place import where
 from ..seeds import Target, seed_relevance
 from ..twin import Twin, convert
 from .models import for_zennit
@@ -69,7 +70,7 @@ def _first_difference(a: nn.Module, b: nn.Module, inputs: tuple[Tensor, ...], to
     others = {node.name: node for node in graph_b.nodes}
     for node in graph_a.nodes:
         other = others.get(node.name)
-        folded = "folds" in node.meta or (other is not None and "folds" in other.meta)
+        folded = bool(FOLDS.of(node) or (other is not None and FOLDS.of(other)))
         if node.op != "call_function" or other is None or folded:
             continue
         ours, theirs = values_a.get(node), values_b.get(other)

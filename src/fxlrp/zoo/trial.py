@@ -15,8 +15,9 @@ from zennit.core import Composite
 from ..canonizers.report import report
 from ..capture import capture
 from ..errors import FxlrpError
-from ..graph import dependents, unwrap
+from ..graph import dependents
 from ..ledger import audit
+from ..reading import unwrap
 from ..testing.assertions import relative
 from ..twin import convert
 from .catalogue import Sample
