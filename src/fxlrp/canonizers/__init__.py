@@ -141,10 +141,16 @@ def canonize(
 
     Examples
     --------
-    >>> import torch, torchvision, fxlrp
-    >>> model = torchvision.models.densenet121().eval()
-    >>> canonical = fxlrp.canonize(model, torch.randn(2, 3, 64, 64))
+    >>> import fxlrp, torch
+    >>> from torch import nn
+    >>> first = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    >>> model = nn.Sequential(first, nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)).eval()
+    >>> canonical = fxlrp.canonize(model, torch.randn(2, 3, 16, 16))
     >>> print(canonical.report)
+    batch norm  folded into  how
+    -------------------------------------------
+    0.1         0.0          linear -> BN (A.5)
+    1           2            BN -> linear (A.9)
     """
     check_model(model)
     check_flags(threshold_relu=threshold_relu, trainable=trainable)
