@@ -92,7 +92,8 @@ def _zennit(model: nn.Module, x: torch.Tensor, output: torch.Tensor, seed: torch
     composite = EpsilonPlus(canonizers=[kinds.get(type(model), SequentialMergeBatchNorm)()])
     try:
         with Gradient(model=for_zennit(model, x), composite=composite) as attributor:
-            theirs, relevance = attributor(x, seed)
+            answer: Any = attributor(x, seed)
+        theirs, relevance = answer
     # Whatever it raises is its result.
     except Exception as error:
         return {"zennit": None, "zennit f": None, "error": f"{type(error).__name__}: {error}".splitlines()[0]}
@@ -165,10 +166,8 @@ def main() -> None:
 
 
 def _all() -> list[str]:
-    sizes = {
-        name: get_model_weights(name).DEFAULT.meta["num_params"] for name in list_models(module=torchvision.models)
-    }
-    return [name for name, size in sizes.items() if size <= LARGEST]
+    weights: dict[str, Any] = {name: get_model_weights(name) for name in list_models(module=torchvision.models)}
+    return [name for name, found in weights.items() if found.DEFAULT.meta["num_params"] <= LARGEST]
 
 
 if __name__ == "__main__":

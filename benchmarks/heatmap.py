@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -45,6 +46,8 @@ def model_of(name: str) -> torch.nn.Module:
     model = torchvision.models.get_model(name).eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
             module.running_mean.normal_(0, 0.3)
             module.running_var.uniform_(0.5, 2)
             module.bias.normal_(0, 0.2)
@@ -72,7 +75,7 @@ def methods_of(name: str, x: torch.Tensor, only: str | None = None) -> dict:
         twin = fxlrp.convert(model, composite(rule), example_inputs=x)
         return lambda: twin(x, target)
 
-    makers = {"gradient x input": lambda: gradient_times_input}
+    makers: dict[str, Callable[[], Callable[[], object]]] = {"gradient x input": lambda: gradient_times_input}
     for rule in RULES:
         makers[f"{rule} zennit"] = lambda rule=rule: with_zennit(rule)
         makers[f"{rule} fxlrp"] = lambda rule=rule: with_fxlrp(rule)

@@ -47,8 +47,9 @@ def step_of(
     x, labels, masks = batch
     model = torchvision.models.get_model(name, num_classes=classes).to(x.device).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    module = model if variant is None else fxlrp.ISNet(model, variant, deep_supervision=lds)
+    module, loss = model, None
     if variant is not None:
+        module = fxlrp.ISNet(model, variant, deep_supervision=lds)
         pairs = [(1.0, 25.0)] * (2 if variant == "dual" else 1)
         loss = fxlrp.ISNetLoss(ranges=dict.fromkeys(module(x).heatmaps, pairs))
     if compiled:
@@ -58,7 +59,7 @@ def step_of(
         optimizer.zero_grad()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):
             out = module(x)
-            total = nn.functional.cross_entropy(out, labels) if variant is None else loss(out, labels, masks).total
+            total = nn.functional.cross_entropy(out, labels) if loss is None else loss(out, labels, masks).total
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -106,7 +107,7 @@ def on_cuda(name: str, args: argparse.Namespace) -> None:
     print("| step | eager, ms | / plain | compiled, ms | / plain | peak, GiB |\n| --- | --- | --- | --- | --- | --- |")
     units: dict[bool, float] = {}
     for variant, lds in [(None, False), *((variant, lds) for variant in VARIANTS for lds in (False, True))]:
-        cells = []
+        cells, memory = [], 0.0
         for compiled in (False, True):
             step = step_of(name, variant, batch, lds=lds, compiled=compiled)
             for _ in range(3):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -336,7 +337,7 @@ def test_into_the_layer_in_front_of_what_moves_elements(name, mode):
     expected = x * torch.autograd.grad(merged, x, above / (merged + 0.1 * merged.sign()))[0]
 
     composite = LayerMapComposite([(Activation, Pass()), (type(layer), Epsilon(0.1))])
-    twin = fxlrp.convert(copy.deepcopy(model), composite, trainable=True)
+    twin: Any = fxlrp.convert(copy.deepcopy(model), composite, trainable=True)
     out = twin(x, lambda output: output)
     assert relative(out.output, above) < 1e-12
     torch.testing.assert_close(out.relevance, expected, rtol=1e-9, atol=1e-12)
@@ -474,7 +475,7 @@ def test_a_rule_for_relus_sees_the_relu_and_not_what_clips_in_its_place(composit
 @pytest.mark.parametrize("scale", [1e-30, -1e-30, 1e-9])
 def test_a_scale_that_is_nearly_zero(scale):
     """Pruned channels: the threshold would be at infinity."""
-    model = trained(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 3))).eval()
+    model: Any = trained(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 3))).eval()
     model[0].weight.data.fill_(scale)
     canonical(model, rand(2, 3, 5, 5))
     found = fxlrp.convert(model, "epsilon_plus")(rand(2, 3, 5, 5), lambda out: out)

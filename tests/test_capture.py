@@ -38,6 +38,9 @@ class Net(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.fc = nn.Linear(4, 5)
 
+    def body(self, x):
+        raise NotImplementedError
+
     def forward(self, x):
         return self.fc(F.adaptive_avg_pool2d(self.body(self.conv(x)), 1).flatten(1))
 
@@ -249,7 +252,8 @@ def test_models_that_return_more_than_a_tensor(wrap, output):
 def test_hugging_face():
     from transformers import ResNetConfig, ResNetForImageClassification
 
-    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], num_labels=5, layer_type="basic")
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    config.num_labels = 5
     model = trained(ResNetForImageClassification(config)).eval()
     x = torch.randn(2, 3, 32, 32).double()
     twin = fxlrp.convert(model, "epsilon_plus", record=("resnet.encoder.stages.1",))

@@ -7,6 +7,7 @@ exact, and says something else. The oracle is zennit on the network without the 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -102,7 +103,7 @@ def test_one_number_per_sample():
 
 
 def test_of_outputs_rounded_to_the_same_the_highest_logit_is_explained():
-    saturated = classifier(nn.Sigmoid())
+    saturated: Any = classifier(nn.Sigmoid())
     with torch.no_grad():
         saturated[-2].weight *= 0.01
         saturated[-2].bias.copy_(torch.tensor([50.0, 60.0, 90.0, 70.0, -50.0]))

@@ -5,9 +5,12 @@ So no share of a constant (a clipped value, a mean that is subtracted) may arriv
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-import torchvision
+import torchvision.transforms.functional
+import torchvision.transforms.v2
 from torch import Tensor, nn
 from zennit.composites import LayerMapComposite
 from zennit.layer import Sum
@@ -51,7 +54,7 @@ def network(*layers: nn.Module, seed: int = 0) -> nn.Module:
 
 def test_a_shut_unit_hands_nothing_on():
     """BN (scale 1, shifts -2 and 0), ReLU, Linear [1, 1]: at [1, 3] the first unit is zero, and all is the second's."""
-    model = nn.Sequential(nn.BatchNorm1d(2, eps=0.0), nn.ReLU(), nn.Linear(2, 1)).double().eval()
+    model: Any = nn.Sequential(nn.BatchNorm1d(2, eps=0.0), nn.ReLU(), nn.Linear(2, 1)).double().eval()
     with torch.no_grad():
         model[0].bias.copy_(torch.tensor([-2.0, 0.0]))
         model[2].weight.fill_(1)
@@ -69,7 +72,7 @@ def test_a_shut_unit_hands_nothing_on():
 
 def test_at_its_threshold_a_unit_is_shut():
     """As a ReLU is at zero: in the relevance, the ledger, and the derivative of a trainable twin; from either side."""
-    model = nn.Sequential(nn.BatchNorm1d(3, eps=0.0), nn.ReLU(), nn.Linear(3, 2)).double().eval()
+    model: Any = nn.Sequential(nn.BatchNorm1d(3, eps=0.0), nn.ReLU(), nn.Linear(3, 2)).double().eval()
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([1.0, -1.0, 0.5]))
         model[0].bias.copy_(torch.tensor([-2.0, 2.0, 1.0]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -251,7 +252,7 @@ def test_box_rule_in_the_first_layer(batch_norm, x):
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(3) if batch_norm else nn.Identity()
     layers = [nn.Conv2d(2, 3, 3, padding=1), norm, nn.ReLU(), nn.Flatten(), nn.Linear(192, 4)]
-    model = trained(nn.Sequential(*layers)).train()
+    model: Any = trained(nn.Sequential(*layers)).train()
     x = x.sigmoid()
     conv, fc = model[0], model[-1]
     heatmap = fxlrp.ISNet(model, "original", EPS, first_layer="zbox", bounds=(-0.5, 1.5))(x).heatmaps["input"]
@@ -295,7 +296,7 @@ def test_epsilon_relevance_is_lrp_flex(x, c):
     expected = Flex(model, EPS).explain(x, lambda z: z[:, c])
     flex = fxlrp.ISNet(model, "original", EPS, flex=True)(x).heatmaps["input"][:, c]
     close(flex, expected)
-    layers = variants.epsilon_composite(variants.Settings(EPS, None, (0, 1), "bounded", 0.01, False))
+    layers: Any = variants.epsilon_composite(variants.Settings(EPS, None, (0, 1), "bounded", 0.01, False))
     last = LayerMapComposite([(nn.Linear, variants.TimesInput())])
     mixed = LayerMapComposite([*last.layer_map, *[(k, h) for k, h in layers.layer_map]])
     seed = torch.zeros(6, 4).double()
@@ -397,7 +398,7 @@ def test_ranked_pooling(d):
 def test_the_joint_map_of_inputs_of_both_signs():
     """(4), (5) of one linear layer: each logit's positive contributions, of negative inputs too, are its relevance."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)).double()
+    model: Any = nn.Sequential(nn.Flatten(), nn.Linear(6, 4)).double()
     x = torch.randn(3, 1, 2, 3, dtype=torch.float64)
     found = fxlrp.ISNet(model, "dual", epsilon=0.01)(x).heatmaps["input"][:, 0]
     z = (x.reshape(3, 1, 6) * model[1].weight).clamp(min=0)

@@ -47,8 +47,9 @@ def trained_by(digits: Digits, variant: str | None) -> nn.Module:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
-    isnet = model if variant is None else fxlrp.ISNet(model, variant)
+    isnet, loss = model, None
     if variant is not None:
+        isnet = fxlrp.ISNet(model, variant)
         loader = [digits.batch(torch.arange(i, i + 200), 0) for i in range(0, 1000, 200)]
         plain = lambda parameters: torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
         ranges = fxlrp.calibrate(isnet, loader, epochs=4, optimizer=plain, progress=False)
@@ -56,7 +57,7 @@ def trained_by(digits: Digits, variant: str | None) -> nn.Module:
     for _ in range(STEPS):
         x, labels, masks = digits.batch(torch.randint(4000, (BATCH,), generator=generator), 0)
         out = isnet(x)
-        total = nn.functional.cross_entropy(out, labels) if variant is None else loss(out, labels, masks).total
+        total = nn.functional.cross_entropy(out, labels) if loss is None else loss(out, labels, masks).total
         optimizer.zero_grad()
         total.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import fxlrp
@@ -161,7 +162,7 @@ def found(tmp_path_factory):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, str(path)), nprocs=2)
+    spawn(work, (port, str(path)), nprocs=2)
     return [torch.load(path / str(rank), weights_only=False) for rank in range(2)]
 
 

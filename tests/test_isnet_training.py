@@ -6,6 +6,7 @@ import copy
 import functools
 import io
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def _isnet(variant: str, dtype: torch.dtype) -> fxlrp.ISNet:
     return fxlrp.ISNet(model().to(dtype), variant)
 
 
-def isnet_of(variant: str, dtype: torch.dtype = torch.float64, training: bool = True) -> fxlrp.ISNet:
+def isnet_of(variant: str, dtype: torch.dtype = torch.float64, training: bool = True) -> Any:
     """A fresh one, but for its captures."""
     isnet = _isnet(variant, dtype).train(training)
     isnet.model.load_state_dict(model().state_dict())
@@ -114,7 +115,7 @@ def test_float16_autocast_with_a_gradient_scaler():
     isnet = isnet_of("selective", torch.float32)
     expected = gradients(isnet, LOSS(isnet(x), labels, masks).total)
     optimizer, scaler = sgd(isnet), torch.amp.GradScaler("cpu")
-    before = [p.detach().clone() for p in isnet.parameters()]
+    before, found = [p.detach().clone() for p in isnet.parameters()], expected
     for _ in range(12):  # The scaler starts too high, and skips steps until gradients are finite.
         with torch.autocast("cpu", torch.float16):
             total = LOSS(isnet(x), labels, masks).total

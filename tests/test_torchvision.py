@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -129,5 +130,6 @@ def test_of_torchvision(name):
     elif name.startswith("vit"):
         size = 2 * int(name.split("_")[-1])
         options = {"image_size": size}
-    large = tv.get_model_weights(name).DEFAULT.meta["num_params"] > LARGE
+    weights: Any = tv.get_model_weights(name)
+    large = weights.DEFAULT.meta["num_params"] > LARGE
     check(tv.get_model(name, num_classes=CLASSES, **options), size, trainable=large)

@@ -115,8 +115,9 @@ def test_relevance_is_the_output_without_biases(x):
     """Conservation, with a network that has nowhere to lose relevance to."""
     model = trained(Net()).eval()
     for module in model.modules():
-        if getattr(module, "bias", None) is not None:
-            module.bias.data.zero_()
+        bias = getattr(module, "bias", None)
+        if bias is not None:
+            bias.data.zero_()
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.zero_()
     for composite in ("epsilon_plus", "epsilon_gamma_box", "epsilon_plus_flat"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
-import timm.layers
 import torch
+from timm.layers.config import set_fused_attn
 from timm.models.vision_transformer import VisionTransformer
 from zennit.composites import LayerMapComposite
 from zennit.layer import Sum
@@ -134,12 +136,13 @@ def by_hand(model, image, target):
 @pytest.mark.parametrize("fused", [True, False])
 def test_a_vision_transformer_is_attnlrp(fused):
     torch.manual_seed(0)
-    timm.layers.set_fused_attn(fused)
+    set_fused_attn(fused)
     model = VisionTransformer(img_size=8, patch_size=4, embed_dim=8, depth=2, num_heads=2, mlp_ratio=2, num_classes=5)
-    timm.layers.set_fused_attn(True)
+    set_fused_attn(True)
     trained(model).eval()
     # Attention of a fresh model is nearly uniform.
-    for block in model.blocks:
+    blocks: Any = model.blocks
+    for block in blocks:
         block.attn.qkv.weight.data.mul_(20)
         assert block.attn.fused_attn == fused
     images = torch.randn(2, 3, 8, 8, dtype=torch.float64)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -235,7 +236,7 @@ def test_models_that_hold_more_than_tensors(name, trainable):
     output = model(x)
     out = fxlrp.convert(model, "epsilon_plus", trainable=trainable)(x, 1)
     assert relative(out.output, output.detach()) < 1e-9
-    plain = network()
+    plain: Any = network()
     with torch.no_grad():
         layer = model.body[3] if name == "holder" else model[3]
         plain[3].weight.copy_(layer.weight)

@@ -80,7 +80,7 @@ def test_what_keeps_a_model_from_being_converted(strange, said):
     trial = tried(net(strange))
     assert not trial.passed
     assert trial.captured == ("Capture" not in said)
-    assert re.search(said, trial.failure)
+    assert re.search(said, trial.failure or "")
 
 
 def test_a_leak_is_found_and_named():

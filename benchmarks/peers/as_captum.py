@@ -3,6 +3,9 @@
 `LRP.attribute` and `LayerLRP.attribute` explain by a twin, with the rules that the test put on modules, or captum's.
 """
 
+# captum is a checkout beside this one, see `run.py`.
+# pyright: reportMissingImports=false
+
 from __future__ import annotations
 
 import copy

@@ -49,4 +49,4 @@ def register(hook: Hook, module: nn.Module) -> RemovableHandle:
     return module.register_forward_hook(lambda _, inputs, value: Explained.apply(inputs[0], value.detach(), twin))
 
 
-Hook.register = register
+Hook.register = register  # pyright: ignore[reportAttributeAccessIssue]

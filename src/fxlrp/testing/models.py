@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 __all__ = ["for_zennit", "settled", "trained"]
 
+M = TypeVar("M", bound=nn.Module)
+
 SCALES = ("gamma", "scale", "lambda", "alpha", "gain")
 
 
-def trained(model: nn.Module, seed: int = 0) -> nn.Module:
+def trained(model: M, seed: int = 0) -> M:
     """Give a fresh model what training would leave: fresh batch norms are nearly the identity and hide mistakes.
 
     Biases become normal (standard deviation 0.1), running means too (0.3), running variances uniform in [0.5, 2],
