@@ -1,6 +1,6 @@
 """Which composite should be the default: how fast the logit falls when the most relevant patches are blanked first.
 
-    python benchmarks/default_composite.py
+    python benchmarks/default_composite.py [COMPOSITE ...] [--photographs N]
 
 Patch flipping (Samek et al. 2017): patches of 16 x 16 pixels are set to the mean colour, most relevant first; the area
 over the curve of the explained logit, relative to it, is averaged over 50 % of the patches. Higher is better; "random"
@@ -9,6 +9,8 @@ probable class of each: three explanations, which is few.
 """
 
 from __future__ import annotations
+
+import argparse
 
 import torch
 from PIL import Image
@@ -37,16 +39,21 @@ def area_over_curve(model: torch.nn.Module, x: torch.Tensor, target: int, order:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("composites", nargs="*", metavar="COMPOSITE", default=list(COMPOSITES))
+    parser.add_argument("--photographs", type=int, default=3, metavar="N", help="how many of the three")
+    args = parser.parse_args()
     torch.manual_seed(0)
     loaded = load_model()
-    inputs = [loaded.input(Image.fromarray(photo)) for photo in (data.chelsea(), data.coffee(), data.astronaut())]
+    photographs = (data.chelsea(), data.coffee(), data.astronaut())[: args.photographs]
+    inputs = [loaded.input(Image.fromarray(photo)) for photo in photographs]
     cases = [(x, int(c)) for x in inputs for c in loaded.model(x)[0].topk(1).indices]
     patches = (inputs[0].shape[-1] // PATCH) ** 2
     orders = [torch.randperm(patches) for _ in range(5)]
     random = [area_over_curve(loaded.model, x, c, order) for x, c in cases for order in orders]
     print("| composite | area over the curve |\n| --- | --- |")
     print(f"| random | {sum(random) / len(random):.3f} |", flush=True)
-    for name in COMPOSITES:
+    for name in args.composites:
         try:
             twin = fxlrp.convert(loaded.model, name, example_inputs=inputs[0])
         except CompositeError:
