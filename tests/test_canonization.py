@@ -20,7 +20,8 @@ import fxlrp
 from fxlrp.canonizers.report import Kept, Report
 from fxlrp.marks import Fold
 from fxlrp.ops.activation import thresholded_relu
-from fxlrp.ops.linear import affine, with_bias_map
+from fxlrp.ops.affine import affine
+from fxlrp.ops.linear import with_bias_map
 from fxlrp.reading import unwrap
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative, zennit_relevance

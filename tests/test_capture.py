@@ -16,8 +16,8 @@ from zennit.canonizers import AttributeCanonizer
 from zennit.composites import EpsilonPlus
 
 import fxlrp
-from fxlrp.assign import assign
-from fxlrp.emit import emit
+from fxlrp.relevance.assign import assign
+from fxlrp.relevance.emit import emit
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
 

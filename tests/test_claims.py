@@ -18,8 +18,8 @@ from zennit.composites import LayerMapComposite
 from zennit.types import Activation, Convolution
 
 import fxlrp
-from fxlrp import vocabulary
-from fxlrp.assign import _offer
+from fxlrp import ops
+from fxlrp.relevance.assign import _offer
 from fxlrp.vocabulary import lookup
 
 aten = torch.ops.aten
@@ -134,9 +134,9 @@ claims = lambda holds: pytest.mark.parametrize("case", [c for c in CASES if hold
 
 
 def test_every_op_is_tried_and_every_number_is_drawn():
-    assert {case[0] for case in CASES} == set(vocabulary._OPS)
-    nothing = inspect.signature(vocabulary.Op).parameters["non_negative"].default
-    for target, op in vocabulary._OPS.items():
+    assert {case[0] for case in CASES} == set(ops._OPS)
+    nothing = inspect.signature(ops.Op).parameters["non_negative"].default
+    for target, op in ops._OPS.items():
         if not isinstance(target, torch._ops.OpOverload) or (op.non_negative is nothing and not op.linear):
             continue
         kinds = [(a.name, str(a.type), str(a.real_type)) for a in target._schema.arguments]

@@ -166,7 +166,7 @@ def test_an_unknown_op_can_be_registered():
         model = Wrapped(torch.erfc)
         assert fxlrp.convert(model, "epsilon_plus")(X).relevance.isfinite().all()
     finally:
-        del fxlrp.vocabulary._OPS[target]
+        fxlrp.vocabulary.remove(target)
 
 
 def test_an_entry_of_ones_own_stays_whatever_is_imported_later():

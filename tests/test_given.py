@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 
 import fxlrp
-from fxlrp import errors, rules, vocabulary
+from fxlrp import errors, ops, rules, vocabulary
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
 
@@ -374,10 +374,10 @@ def clean(x: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_what_is_no_target_of_an_entry(target, message):
-    before = dict(vocabulary._OPS)
+    before = dict(ops._OPS)
     with pytest.raises(errors.RuleError, match=message):
         vocabulary.register(torch.ops.aten.erfc.default, target, default=share)
-    assert before == vocabulary._OPS
+    assert before == ops._OPS
 
 
 @pytest.mark.parametrize(

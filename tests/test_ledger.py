@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,10 +15,10 @@ from zennit.layer import Sum
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 import fxlrp
-from fxlrp import errors, rules
-from fxlrp.emit import _Writer
-from fxlrp.rules import BasicRule
-from fxlrp.rules import basic as basic_rules
+from fxlrp import errors, ops, rules
+from fxlrp.relevance.emit import _Writer
+from fxlrp.relevance.rewrites import cheaper_functions
+from fxlrp.rules.zennit import basic
 from fxlrp.testing import trained
 from fxlrp.vocabulary import Call, lookup
 
@@ -270,14 +272,14 @@ def test_gradient_methods(residual, hook):
 
 def break_bias(patch):
     """A rule that takes the forward's output without the bias for its denominator."""
-    plain = BasicRule._value
+    plain = basic._value
 
-    def value(rule, branch, at, output):
-        found, pull = plain(rule, branch, at, output)
+    def value(branch, at, output):
+        found, pull = plain(branch, at, output)
         bias = at.op.at_zero(at) if at.op.at_zero is not None else None
         return (found if bias is None or at.op is not lookup(aten.conv2d.default) else found - bias), pull
 
-    patch.setattr(BasicRule, "_value", value)
+    patch.setattr(basic, "_value", value)
     return {"stem", "inner", "outer"}
 
 
@@ -295,7 +297,7 @@ def break_sign(patch):
 
 def break_stabilizer(patch):
     """A stabilizer that has no sign."""
-    patch.setattr(basic_rules, "quickened", lambda mapper: lambda r, outputs: [r / (o + 0.1) for o in outputs])
+    patch.setattr(cheaper_functions, "quickened", lambda mapper: lambda r, outputs: [r / (o + 0.1) for o in outputs])
     return {"stem", "inner", "outer", "head", "", "norm"}
 
 
@@ -323,9 +325,7 @@ def break_pool(patch):
     entry = lookup(aten.adaptive_avg_pool2d.default)
     plain = entry.vjp
     broken = lambda call, gradient: tuple(share * 4 for share in plain(call, gradient))
-    patch.setitem(
-        fxlrp.vocabulary._OPS, aten.adaptive_avg_pool2d.default, type(entry)(**{**vars(entry), "vjp": broken})
-    )
+    patch.setitem(ops._OPS, aten.adaptive_avg_pool2d.default, replace(entry, vjp=broken))
     return {""}
 
 

@@ -14,8 +14,9 @@ from torch.autograd.function import once_differentiable
 
 import fxlrp
 from fxlrp import rules, vocabulary
+from fxlrp.ops import NoDerivative
 from fxlrp.testing import trained
-from fxlrp.vocabulary import Call, NoDerivative
+from fxlrp.vocabulary import Call
 
 # Ops as users write them: with a backward pass, and no forward derivative.
 
@@ -86,7 +87,7 @@ class OutOfSight(WithoutJvp):
 
 
 def call_of(target, x):
-    return Call(vocabulary.Op(default=lambda node, slots: None), target, (x,), {}, [(0, None)])
+    return Call(vocabulary.Op(), target, (x,), {}, [(0, None)])
 
 
 @pytest.mark.parametrize("target", [cubed, WithoutJvp.apply], ids=["custom_op", "autograd.Function"])
@@ -119,11 +120,11 @@ class Custom(nn.Module):
 
 
 @pytest.mark.parametrize(("name", "checked"), [("cubed", True), ("closed", False)])
-def test_an_op_of_a_users(monkeypatch, name, checked):
+def test_an_op_of_a_users(request, name, checked):
     """The gradient of a cube hands on ``3 x^2`` of a unit's relevance."""
-    entry = vocabulary.Op(default=lambda node, slots: rules.Gradient())
     op = getattr(torch.ops.fxlrp_tests, name).default
-    monkeypatch.setitem(vocabulary._OPS, op, entry)
+    vocabulary.register(op, default=lambda node, slots: rules.Gradient())
+    request.addfinalizer(lambda: vocabulary.remove(op))
     model, x = trained(Custom(op)), rand(2, 4)
     seed = rand(2, 3)
     ledger = fxlrp.audit(fxlrp.convert(model, composite_of(zr.Epsilon(1e-9))), x, seed)

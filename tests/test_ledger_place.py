@@ -14,17 +14,17 @@ from torch import fx, nn
 from zennit.core import Stabilizer
 
 import fxlrp
-import fxlrp.programs
-from fxlrp import canonizers, rules
+import fxlrp.compiler
+from fxlrp import rules
 from fxlrp.books import relative
-from fxlrp.canonizers.simplify import keep_winners_of_max_pooling
 from fxlrp.capture import capture
-from fxlrp.emit import _Writer
-from fxlrp.ops import linear
+from fxlrp.ops import _OPS, linear, lookup
 from fxlrp.ops.pooling import max_pooled
+from fxlrp.relevance.emit import _Writer
+from fxlrp.relevance.rewrites import FORWARD
+from fxlrp.relevance.rewrites.winners import keep_winners_of_max_pooling
 from fxlrp.rules import BasicRule
 from fxlrp.testing import assert_conserves, trained
-from fxlrp.vocabulary import _OPS, lookup
 
 aten = torch.ops.aten
 SIZE = 4
@@ -57,10 +57,12 @@ COMPOSITE = composite_of(zr.Epsilon(1e-3))
 @contextmanager
 def captured_once(model, x):
     """All twins of this model share one capture."""
-    found = capture(model, (x,))
+    found = capture(model, (x,), keep=canonizers.reads())
     with pytest.MonkeyPatch.context() as patch:
-        plain = fxlrp.programs.capture
-        patch.setattr(fxlrp.programs, "capture", lambda m, *rest: found if m is model else plain(m, *rest))
+        plain = fxlrp.compiler.capture
+        patch.setattr(
+            fxlrp.compiler, "capture", lambda m, *rest, **options: found if m is model else plain(m, *rest, **options)
+        )
         yield
 
 
@@ -164,7 +166,7 @@ def winners_of_another_pooling(patch):
                     mirrored.meta["val"] = node.args[-1].meta["val"]
                 node.args = (*node.args[:-1], mirrored)
 
-    patch.setattr(canonizers, "keep_winners_of_max_pooling", read)
+    patch.setitem(FORWARD, "max_pool_winners", read)
 
 
 reverse = lambda found: found[::-1]
@@ -249,7 +251,7 @@ def test_readers_that_are_mixed_up_are_a_leak_where_their_shares_meet(monkeypatc
 
 def test_a_step_that_is_left_out_is_a_leak(monkeypatch, movers):
     plain = _Writer.take_on
-    patched = lambda self, step: None if step.node.target is aten.roll.default else plain(self, step)
+    patched = lambda self, each: None if each.node.target is aten.roll.default else plain(self, each)
     monkeypatch.setattr(_Writer, "take_on", patched)
     ledger = audited(movers)
     (row,) = [row for row in ledger.rows if row.leak > 1e-9]

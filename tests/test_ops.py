@@ -29,13 +29,15 @@ from zennit.rules import (
 from zennit.types import Activation, AvgPool, BatchNorm, Convolution, Linear
 
 import fxlrp
-from fxlrp import errors, vocabulary
+from fxlrp import errors, ops, vocabulary
 from fxlrp.ops.activation import thresholded_relu
+from fxlrp.ops.affine import affine, constant_map
 from fxlrp.ops.convolution import Geometry, convolve, transpose
-from fxlrp.ops.linear import affine, constant_map, padded_convolution, with_bias_map
+from fxlrp.ops.linear import TRANSPOSED, layer_of, padded_convolution, with_bias_map, with_scale
 from fxlrp.ops.pooling import max_pooled
 from fxlrp.ops.structure import added, dropped, flipped, written
 from fxlrp.reading import unwrap
+from fxlrp.signature import normal, positions
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
 from fxlrp.vocabulary import Call, lookup
@@ -237,18 +239,34 @@ CALLS = [
     (flipped, rand(*IMAGE), rand(1, 4, 1, 1).sign()),
 ]
 
+
+def channels_of(case):
+    """How many output channels a linear layer has."""
+    target, _, weight, *_ = case
+    return weight.shape[0] if layer_of(target) not in TRANSPOSED else weight.shape[1] * groups_of(case)
+
+
+def groups_of(case):
+    return normal(case[0], case[1:], {})[0][positions(case[0])["groups"]]
+
+
 MAPPED = [
     (with_bias_map[case[0]], *case[1:3], rand(*[1] * (case[1].ndim - 1), 1), *case[4:])
     for case in CALLS
     if case[0] in with_bias_map
 ]
 CALLS += MAPPED
+CALLS += [
+    (with_scale[case[0]], *normal(case[0], case[1:], {})[0], rand(channels_of(case)))
+    for case in CALLS
+    if case[0] in with_scale
+]
 
 
 def test_every_op_is_here():
     """Ops with several outputs are in the next tests; what is detached has no Jacobian (`test_trainable`)."""
     others = {*SPLITS, aten.detach.default}
-    assert {case[0] for case in CALLS} | others == set(vocabulary._OPS)
+    assert {case[0] for case in CALLS} | others == set(ops._OPS)
 
 
 def call_of(target, *args, **kwargs):
@@ -260,7 +278,7 @@ def call_of(target, *args, **kwargs):
             slots.append((position, None))
         elif isinstance(argument, list) and isinstance(argument[0], torch.Tensor):
             slots += [(position, index) for index in range(len(argument))]
-    return Call(op, target, args, kwargs, slots)
+    return Call(op, target, *normal(target, args, kwargs), slots)
 
 
 @pytest.mark.parametrize("case", CALLS, ids=lambda case: getattr(case[0], "__name__", str(case[0])))
@@ -681,7 +699,7 @@ def test_an_entry_comes_before_what_torch_could_spell_out():
     try:
         preview = fxlrp.check(nn.Sequential(nn.Linear(4, 6), nn.GLU()), COMPOSITE, torch.randn(2, 4))
     finally:
-        del vocabulary._OPS[aten.glu.default]
+        vocabulary.remove(aten.glu.default)
     found = [(plan.op, plan.rule.partition("(")[0]) for plan in preview.plans]
     assert found == [("linear.default", "Epsilon"), ("glu.default", "Gradient")]
 
@@ -710,7 +728,7 @@ def test_what_is_left_out_is_left_out_and_no_more():
     composite = LayerMapComposite([(Activation, Pass()), (Convolution, ZPlus())])
     twin = fxlrp.convert(model, composite, example_inputs=torch.randn(1, 2, 6, 6))
     steps = [node for node in twin.graph.nodes if "zplus" in str(node.target)]
-    branches = {node.name: twin.graph_module.get_submodule(node.target).branches for node in steps}
+    branches = {node.name: twin.graph_module.get_submodule(node.target).rule.branches for node in steps}
     first, second = branches["R_input_1"], branches["R__1"]
     assert [branch.zero_input for branch in first] == [False, False]
     assert [branch.zero_input for branch in second] == [False, True]
@@ -719,7 +737,7 @@ def test_what_is_left_out_is_left_out_and_no_more():
 
 
 def test_the_quick_stabilizer_is_zennits():
-    from fxlrp.rules.stabilizer import quickened
+    from fxlrp.rules.zennit.stabilizer import quickened
 
     z = torch.tensor([0.0, -0.0, 1e-300, -1e-300, 1e-7, -1e-7, 3.0, -torch.inf, 1e-6, -1e-6]).double()
     for rule in (Epsilon(1e-6), Norm(0.5)):

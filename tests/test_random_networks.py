@@ -18,8 +18,8 @@ from zennit.layer import Sum
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 import fxlrp
-import fxlrp.programs
-from fxlrp.canonizers import passes
+import fxlrp.compiler
+from fxlrp.canonizers import rewrites
 from fxlrp.canonizers.batch_norm import inverse_deviation
 from fxlrp.canonizers.statistics import batch_norm_with_statistics
 from fxlrp.capture import capture
@@ -66,7 +66,7 @@ def every_pass_keeps_f(model, x, changed):
     expected = seeded(graph_module, x)
     if not any(isinstance(module, nn.Dropout) for module in model.modules()):
         assert relative(expected, model(x)) < 1e-10
-    for run in passes():
+    for run in rewrites():
         before = graph_module.graph.python_code("self").src
         run(graph_module)
         drop_dead_code(graph_module.graph)
@@ -95,7 +95,7 @@ def test_every_pass_keeps_f(count):
         every_pass_keeps_f(model.train(training), x, changed)
 
     check()
-    every = {*map(name_of, passes())} - {"give_single_samples_a_batch"}
+    every = {*map(name_of, rewrites())} - {"give_single_samples_a_batch"}
     assert {name for name in every if changed[name] >= count / 50} == every
 
 
@@ -139,11 +139,11 @@ def test_every_rule_on_every_network(monkeypatch, count):
     """Each network under each rule, not under one that is drawn; it is captured once."""
     captures = {}
 
-    def once(model, inputs, output=None):
+    def once(model, inputs, output=None, **options):
         # The model is kept beside its capture, so that its id is no other's.
-        return captures.setdefault(id(model), (model, capture(model, inputs, output)))[1]
+        return captures.setdefault(id(model), (model, capture(model, inputs, output, **options)))[1]
 
-    monkeypatch.setattr(fxlrp.programs, "capture", once)
+    monkeypatch.setattr(fxlrp.compiler, "capture", once)
 
     @examples(count)
     @given(cases())

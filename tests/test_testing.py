@@ -17,8 +17,8 @@ from zennit.layer import Sum
 from zennit.types import Activation, AvgPool, Linear
 
 import fxlrp
-from fxlrp import assign
 from fxlrp.place import module_path
+from fxlrp.relevance import assign
 from fxlrp.rules import Gradient
 from fxlrp.testing import (
     assert_conserves,

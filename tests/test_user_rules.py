@@ -5,6 +5,8 @@ Guards against a rule's mistake that goes on as a heatmap, or ends in an error o
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import zennit.rules as zr
@@ -14,7 +16,9 @@ from zennit.core import BasicHook, Hook
 from zennit.layer import Sum
 
 import fxlrp
-from fxlrp import errors, rules, vocabulary
+from fxlrp import errors, ops, rules, vocabulary
+from fxlrp.relevance.step import Step
+from fxlrp.rules import table
 
 aten = torch.ops.aten
 X = torch.randn(2, 3, dtype=torch.float64)
@@ -34,11 +38,10 @@ class Model(nn.Module):
 @pytest.fixture
 def registered():
     """Registers an entry, and takes it out again."""
-    vocabulary.lookup(aten.relu.default)
-    entries = dict(vocabulary._OPS)
-    yield vocabulary.register
-    vocabulary._OPS.clear()
-    vocabulary._OPS.update(entries)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ops, "_OPS", dict(ops._OPS))
+        patch.setattr(table, "_POLICIES", dict(table._POLICIES))
+        yield functools.partial(vocabulary.register, replace=True)
 
 
 class Gives(rules.Rule):
@@ -73,10 +76,9 @@ WRONG = {
 def test_a_rule_of_the_users_gives_relevance_of_each_input(wrong, two):
     change, message = WRONG[wrong]
     rule, slots = Gives(change), [(0, None), (1, None)][: 1 + two]
-    op = vocabulary.Op(default=lambda node, slots: rule, inputs=(0, 1))
-    rule.place(op, aten.xlogy.Tensor, slots, non_negative=False, from_outside=False, where="here")
+    step = Step(rule, rules.Site(vocabulary.Op(inputs=(0, 1)), aten.xlogy.Tensor, tuple(slots), "here"))
     with pytest.raises(errors.RuleError, match=rf"Gives\(\) cannot be the rule of here: .*{message}"):
-        rule(X, None, X.abs(), X.abs())
+        step(X, None, X.abs(), X.abs())
 
 
 def test_the_error_names_the_op_and_its_place(registered):

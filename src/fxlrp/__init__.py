@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from .isnet import ISNet, ISNetLoss, ISNetLosses, ISNetOutput, calibrate
     from .ledger import Ledger, audit
     from .preview import Preview, check
-    from .seeds import seed_relevance
+    from .relevance.seeds import seed_relevance
     from .twin import Explanation, Twin, convert, explain
 
 __all__ = [
@@ -47,7 +47,7 @@ _HOMES = (
         "audit": "ledger",
         "canonize": "canonizers",
         "check": "preview",
-        "seed_relevance": "seeds",
+        "seed_relevance": "relevance.seeds",
     }
 )
 

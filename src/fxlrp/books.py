@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from .emit import Written
 from .graph import name_of_target
+from .ops import Call, NoDerivative, Slot, lookup
 from .place import module_path
 from .reading import is_known, unwrap
+from .relevance.emit import Written
 from .rules.base import Account, Rule, paired, total
-from .vocabulary import Call, NoDerivative, Slot, lookup
 
 __all__ = ["Books", "Row", "relative"]
 
@@ -104,13 +104,13 @@ class Books:
 
     def step(self, written: Written) -> Row:
         """The row of a step; the op's inputs receive what it sends."""
-        node, rule = written.step.node, written.step.rule
-        target, args, kwargs = unwrap(node)
+        node, rule, site = written.assignment.node, written.assignment.rule, written.assignment.site
+        _, args, kwargs = unwrap(node)
         # By the op's own arguments: the step may have mixed them up.
         operands: dict[Slot, Any] = {(p, i): args[p] if i is None else args[p][i] for p, i in written.sent}
         shares = {slot: self._values[share] for slot, share in written.sent.items()}
         args, kwargs = map_arg((args, kwargs), lambda n: self._values[n])
-        call = Call(rule.op, target, args, kwargs, list(shares))
+        call = site.call(args, kwargs)
         came, relevance = self._taken(node)
         account, misplaced = self._checked(rule, call, self._values[written.value], relevance, list(shares.values()))
         if is_known(node):

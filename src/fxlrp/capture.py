@@ -7,7 +7,7 @@ import operator
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +24,12 @@ from .failure import why_not, without_graphs
 from .graph import carriers, drop_dead_code, name_of_target, replace_reads
 from .marks import PROCESS_GROUP, SYNCHRONIZED
 from .models import copy_sharing_tensors, hooks_leave_no_trace
-from .ops.attention import attention_as_products
+from .ops import lookup
+from .ops.attention import ATTENTION, attention_as_products
 from .outputs import Output, chosen
 from .place import module_path
 from .reading import argument, unwrap
-from .signature import normal
-from .vocabulary import lookup
+from .signature import Target, normal
 
 __all__ = ["Capture", "Output", "capture"]
 
@@ -127,6 +127,8 @@ def capture(
     model: nn.Module | ExportedProgram,
     inputs: tuple[Tensor, ...],
     output: Output = None,
+    *,
+    keep: Collection[Target] = (),
 ) -> Capture:
     """Capture a model at inputs of these shapes; the batch size stays free where the model allows.
 
@@ -139,6 +141,8 @@ def capture(
     output : str, int, callable or None
         Which output is explained: a key or field, an index, a function of what the model returns. None takes a tensor
         as it is, ``logits`` of a dict, named tuple or dataclass, a dict's only tensor, or a tuple's first.
+    keep : collection of callables
+        Ops that are not to be spelled out in others, beside those of the vocabulary: what canonizers read.
 
     Raises
     ------
@@ -149,7 +153,7 @@ def capture(
     if isinstance(model, nn.Module):
         model = _without_synchronization(model)
     program = model if isinstance(model, ExportedProgram) else _detached(_export(model, inputs))
-    functional = _functional(program)
+    functional = _functional(program, keep)
     module = functional.module()
     assert isinstance(module, fx.GraphModule)
     traces = {node.name: node.meta.get("stack_trace") for node in program.graph.nodes}
@@ -219,19 +223,6 @@ def _detached(program: ExportedProgram) -> ExportedProgram:
 
 
 _aten = torch.ops.aten
-_READ_BY_CANONIZERS = {
-    _aten.alias.default,
-    _aten.copy.default,
-    _aten.dropout.default,
-    _aten.instance_norm.default,
-    _aten.lift_fresh_copy.default,
-    _aten.native_dropout.default,
-    _aten._native_batch_norm_legit.no_stats,
-    _aten._native_batch_norm_legit_functional.default,
-    _aten._native_batch_norm_legit_no_training.default,
-}
-
-
 _FOR_ANY_STRIDES = {
     _aten.view.default: _aten.reshape.default,
     _aten._unsafe_view.default: _aten.reshape.default,
@@ -239,30 +230,27 @@ _FOR_ANY_STRIDES = {
 """Ops that torch.export took for the strides of its example: at others, these do the same."""
 
 
-_ATTENTION = _aten.scaled_dot_product_attention.default
-
-
-def _functional(program: ExportedProgram) -> ExportedProgram:
+def _functional(program: ExportedProgram, keep: Collection[Target]) -> ExportedProgram:
     """In-place ops and writes through views made functional, and unknown ops spelled out in others, by torch itself."""
     known_to_torch: Any = torch.export.default_decompositions()
-    known_to_torch[_ATTENTION] = attention_as_products
+    known_to_torch[ATTENTION] = attention_as_products
     spelled_out: dict[Any, Any] = {}
     while True:
         with torch.inference_mode(False):
             functional = program.run_decompositions(dict(spelled_out))
-        found = {op for op in _unknown(functional.graph) if op in known_to_torch} - spelled_out.keys()
+        found = {op for op in _unknown(functional.graph, keep) if op in known_to_torch} - spelled_out.keys()
         if not found:
             return functional
         spelled_out |= {op: known_to_torch[op] for op in found}
 
 
-def _unknown(graph: fx.Graph) -> set[Any]:
-    """The ops that relevance may come through and of which neither the vocabulary nor a canonizer knows anything."""
+def _unknown(graph: fx.Graph, keep: Collection[Target]) -> set[Target]:
+    """The ops that relevance may come through and of which nothing is known, nor to be read."""
     reached = carriers(node for node in graph.nodes if node.op == "placeholder")
     nodes = [node for node in reached if node.op == "call_function" and _is_floating(node.meta.get("val"))]
     # Of attention that drops weights, the op does not tell which.
-    dropping = {_ATTENTION for node in nodes if node.target is _ATTENTION and argument(node, "dropout_p")}
-    ops = {unwrap(node)[0] for node in nodes} - _READ_BY_CANONIZERS
+    dropping = {ATTENTION for node in nodes if node.target is ATTENTION and argument(node, "dropout_p")}
+    ops = {unwrap(node)[0] for node in nodes}.difference(keep)
     return {op for op in ops if lookup(op) is None} | dropping
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, fx
 from .books import Books, Row, relative
 from .errors import InputError, TargetError
 from .given import inputs_of
-from .program import Program, RelevancePass
+from .relevance.program import Program, RelevancePass
+from .relevance.seeds import Target, seed_relevance
 from .rules.base import total
-from .seeds import Target, seed_relevance
 from .twin import Twin, check_finite
 from .wording import columns
 

@@ -14,17 +14,16 @@ from torch.fx.node import map_arg
 from zennit.core import Composite
 
 from . import composites
-from .assign import Step, Unsupported
 from .canonizers.report import Report, report
 from .capture import Output
+from .compiler import Method, Programs
 from .given import check_choice, check_flags, check_model, inputs_of
 from .graph import carriers, name_of_target
 from .models import snapshot
 from .place import module_path
-from .programs import Method, Programs
 from .reading import is_known, unwrap
-from .rules.base import Gradient, Rule, Transpose
-from .rules.basic import BasicRule
+from .relevance.assign import Assignment, Unsupported
+from .rules import BasicRule, Gradient, Rule, Transpose
 from .wording import columns
 
 __all__ = ["Plan", "Preview", "check"]
@@ -176,7 +175,7 @@ def _read_by(nodes: Iterable[fx.Node]) -> set[fx.Node]:
     return {node for node in found if node.target is not operator.getitem}
 
 
-def _behind_readings(steps: Iterable[Step]) -> set[fx.Node]:
+def _behind_readings(steps: Iterable[Assignment]) -> set[fx.Node]:
     """Where a value is explained in another reading, the ops that compute it."""
     found: set[fx.Node] = set()
     for step in steps:
@@ -201,7 +200,7 @@ def _nodes_in(args: Any) -> list[fx.Node]:
     return found
 
 
-def _plan(node: fx.Node, step: Step | None, behind: bool) -> Plan:
+def _plan(node: fx.Node, step: Assignment | None, behind: bool) -> Plan:
     place = (node.name, module_path(node), name_of_target(unwrap(node)[0]).removeprefix("aten."))
     if step is None:
         return Plan(*place, "", NOT_EXPLAINED if behind else CONSTANT)

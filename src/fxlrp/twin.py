@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +12,13 @@ from zennit.core import Composite
 
 from . import composites
 from .capture import Output
+from .compiler import Method, Programs, outside_inference_mode
 from .errors import FxlrpError, InputError
 from .given import check_choice, check_flags, check_model, check_options, inputs_of, paths_of
+from .listing import readable
 from .models import snapshot
-from .program import Program
-from .programs import Method, Programs, outside_inference_mode
-from .seeds import Target
+from .relevance.program import Program
+from .relevance.seeds import Target
 
 __all__ = ["Explanation", "Twin", "check_finite", "convert", "explain"]
 
@@ -57,6 +56,7 @@ class Twin(nn.Module):
         unmatched: str,
         threshold_relu: bool,
         final_activation: str,
+        optimize: bool | Collection[str],
     ) -> None:
         super().__init__()
         self._exported = model if isinstance(model, ExportedProgram) else None
@@ -73,6 +73,7 @@ class Twin(nn.Module):
             "unmatched": unmatched,
             "threshold_relu": threshold_relu,
             "final_activation": final_activation,
+            "optimize": optimize,
         }
         self._programs = self._none_yet()
 
@@ -147,11 +148,7 @@ class Twin(nn.Module):
     @property
     def code(self) -> str:
         """The latest capture as code to read: ops under their short names, no marks of where a value is freed."""
-        code = re.sub(r";\s+\w+ = .*None$", "", self.graph_module.code.strip(), flags=re.MULTILINE)
-        code = re.sub(r"torch\.ops\.(aten\.\w+)\.\w+", r"\1", code)
-        for function in {node.target for node in self.graph.nodes if inspect.isfunction(node.target)}:
-            code = re.sub(rf"\bfxlrp_\w+_{function.__name__}\(", f"{function.__name__}(", code)
-        return "\n".join(line.rstrip() for line in code.splitlines() if line.strip()) + "\n"
+        return readable(self.graph)
 
     def train(self, mode: bool = True) -> Twin:
         """Set the mode of the twin and of the model; the mode of an exported program is its own."""
@@ -200,6 +197,7 @@ def convert(
     unmatched: str = "error",
     threshold_relu: bool = True,
     final_activation: str = "skip",
+    optimize: bool | Collection[str] = True,
 ) -> Twin:
     """Turn a model into a module that gives its output together with its explanation.
 
@@ -230,6 +228,9 @@ def convert(
         What to do with a softmax, log-softmax or sigmoid that gives the output. "skip": it is not explained, a class's
         relevance starts from its logit; a seed given as a tensor is put on the output itself, and goes through by the
         op's rule. "keep": all of it does.
+    optimize : bool or collection of str
+        Whether what need not be computed is left out of the relevance pass, which does not change it; or which of the
+        rewrites do so, by their names in `fxlrp.relevance.rewrites.REWRITES`.
 
     Returns
     -------
@@ -263,6 +264,7 @@ def convert(
         unmatched=unmatched,
         threshold_relu=threshold_relu,
         final_activation=final_activation,
+        optimize=optimize,
     )
     if example_inputs is not None:
         twin.capture(example_inputs)

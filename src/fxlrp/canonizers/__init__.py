@@ -1,13 +1,13 @@
 """Canonization: rewrite a captured graph into a form that LRP can be applied to, without changing f(x).
 
-A pass is a function that edits a graph module in place. To add one: write it in a file of its own here, and name it in
-`passes`.
+A rewrite is a function that edits a graph module in place. To add one: write it in a file of its own here, and name it
+in `registry`; from outside, `register` it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from time import perf_counter
 
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
@@ -15,57 +15,35 @@ from torch.export import ExportedProgram
 from ..capture import Output, capture
 from ..given import check_flags, check_inputs, check_model, inputs_of
 from ..graph import drop_dead_code
+from ..listing import readable
 from ..models import snapshot
 from ..values import on_the_cpu
-from .absorb import absorb_affine_maps
-from .batch_norm import give_statistics_out, read_batch_norms_as_affine
-from .constant_maps import read_constants_as_affine_maps, spell_out_what_is_kept
 from .constants import fold_constants
-from .fold import fold_affine_maps
-from .padding import join_padding_to_its_convolution
+from .history import History, Moment
+from .registry import name_of, reads, register, remove, rewrites
 from .report import Report, report
-from .simplify import (
-    give_single_samples_a_batch,
-    keep_winners_of_max_pooling,
-    read_copies_as_written,
-    read_dropout_as_product,
-    read_instance_norms,
-    remove_no_ops,
-)
 
-__all__ = ["CanonicalModule", "canonize", "canonize_graph", "fold_constants", "passes"]
-
-Pass = Callable[[fx.GraphModule], None]
-
-
-def passes(*, threshold_relu: bool = True) -> tuple[Pass, ...]:
-    """The passes, in their order.
-
-    Parameters
-    ----------
-    threshold_relu : bool
-        As for `absorb_affine_maps`.
-    """
-    return (
-        remove_no_ops,
-        give_single_samples_a_batch,
-        read_copies_as_written,
-        read_dropout_as_product,
-        read_instance_norms,
-        join_padding_to_its_convolution,
-        give_statistics_out,
-        read_batch_norms_as_affine,
-        read_constants_as_affine_maps,
-        fold_affine_maps,
-        partial(absorb_affine_maps, threshold_relu=threshold_relu),
-        spell_out_what_is_kept,
-        keep_winners_of_max_pooling,
-    )
+__all__ = [
+    "CanonicalModule",
+    "History",
+    "canonize",
+    "canonize_graph",
+    "fold_constants",
+    "reads",
+    "register",
+    "remove",
+    "rewrites",
+]
 
 
 @on_the_cpu
-def canonize_graph(graph_module: fx.GraphModule, *, threshold_relu: bool = True) -> fx.GraphModule:
-    """Run all passes on a captured graph, in place.
+def canonize_graph(
+    graph_module: fx.GraphModule,
+    *,
+    threshold_relu: bool = True,
+    note: Callable[[str, float], None] = lambda name, seconds: None,
+) -> fx.GraphModule:
+    """Run all rewrites on a captured graph, in place.
 
     Parameters
     ----------
@@ -73,22 +51,34 @@ def canonize_graph(graph_module: fx.GraphModule, *, threshold_relu: bool = True)
         As captured.
     threshold_relu : bool
         As for `absorb_affine_maps`.
+    note : callable
+        Called with the name of each rewrite behind it, and the seconds that it took.
 
     Returns
     -------
     fx.GraphModule
         The same object, recompiled.
     """
-    for run in passes(threshold_relu=threshold_relu):
-        run(graph_module)
+    for rewrite in rewrites(threshold_relu=threshold_relu):
+        start = perf_counter()
+        rewrite(graph_module)
         drop_dead_code(graph_module.graph)
+        note(name_of(rewrite), perf_counter() - start)
     graph_module.graph.lint()
     graph_module.recompile()
     return graph_module
 
 
 class CanonicalModule(fx.GraphModule):
-    """A model's canonical graph, as a module of the same function; made by `canonize`."""
+    """A model's canonical graph, as a module of the same function; made by `canonize`.
+
+    Attributes
+    ----------
+    history : History
+        The graph after each rewrite; printed, code.
+    """
+
+    history: History
 
     @property
     def report(self) -> Report:
@@ -126,7 +116,8 @@ def canonize(
     -------
     CanonicalModule
         A `torch.fx.GraphModule` that takes the model's inputs and returns its output. ``print(canonical.report)`` tells
-        which batch norm went where, and which could not.
+        which batch norm went where, and which could not; ``print(canonical.history)`` shows the graph as code after
+        each rewrite.
 
     Raises
     ------
@@ -158,10 +149,20 @@ def canonize(
     check_inputs(inputs)
     if not trainable and not isinstance(model, ExportedProgram):
         model = snapshot(model)
-    captured = capture(model, inputs, output)
+    start, moments = perf_counter(), list[Moment]()
+    captured = capture(model, inputs, output, keep=reads())
     canonical = CanonicalModule(captured.graph_module, captured.graph_module.graph, "Canonical")
-    canonize_graph(canonical, threshold_relu=threshold_relu)
+
+    def note(name: str, seconds: float) -> None:
+        ops = sum(node.op == "call_function" for node in canonical.graph.nodes)
+        moments.append(Moment(name, seconds, readable(canonical.graph), ops))
+
+    note("capture", perf_counter() - start)
+    canonize_graph(canonical, threshold_relu=threshold_relu, note=note)
     if not trainable:
+        start = perf_counter()
         fold_constants(canonical)
+        note("fold_constants", perf_counter() - start)
         canonical.recompile()
+    canonical.history = History(tuple(moments))
     return canonical

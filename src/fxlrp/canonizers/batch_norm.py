@@ -14,7 +14,7 @@ from torch import Tensor, fx
 
 from ..graph import call, replace_reads, unpack
 from ..marks import PROCESS_GROUP, SYNCHRONIZED
-from ..ops.linear import affine
+from ..ops.affine import affine
 from ..reading import read_as
 from .statistics import batch_norm_with_statistics, synchronized_batch_norm_with_statistics
 
@@ -25,6 +25,9 @@ aten = torch.ops.aten
 _EVAL = aten._native_batch_norm_legit_no_training.default
 _TRAIN = aten._native_batch_norm_legit_functional.default
 _NO_STATS = aten._native_batch_norm_legit.no_stats
+
+READS = (_EVAL, _TRAIN, _NO_STATS)
+"""Ops that are looked for here, and that the vocabulary does not have."""
 
 
 def batch_norm_affine(

@@ -16,9 +16,9 @@ from torch import Tensor, fx
 
 from ..graph import call, constant, parameter_expressions
 from ..marks import SPELLED
-from ..ops.linear import constant_map
+from ..ops import lookup, slots_of
+from ..ops.affine import constant_map
 from ..reading import unwrap
-from ..vocabulary import lookup, slots_of
 
 __all__ = ["PRODUCTS", "SUMS", "read_constants_as_affine_maps", "spell_out_what_is_kept"]
 

@@ -14,10 +14,11 @@ from torch import Tensor, fx
 
 from ..graph import call, constant, parameter_expressions, replace_reads
 from ..marks import SIZE_BOUND, Fold
-from ..ops.linear import LINEAR, TRANSPOSED, affine, constant_map, layer_of, scaled_weight, with_bias_map
+from ..ops import lookup, slots_of
+from ..ops.affine import affine, constant_map
+from ..ops.linear import LINEAR, TRANSPOSED, layer_of, scaled_weight, with_bias_map
 from ..place import module_path
 from ..reading import is_known, read_as, unwrap
-from ..vocabulary import lookup, slots_of
 from .report import mark
 from .sample import NONE, Sample, moved, run_on, spread
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, fx
 
 from ..graph import call, constant, parameter_expressions, unpack
+from ..ops import Op, lookup, slots_of
 from ..ops.activation import thresholded_relu
-from ..ops.linear import affine, constant_map
+from ..ops.affine import affine, constant_map
 from ..ops.structure import flipped
 from ..place import module_path
 from ..reading import is_known, unwrap
-from ..vocabulary import Op, lookup, slots_of
 from .sample import NONE, Sample, filled, item_of, moved, run_on, spread
 
 __all__ = ["Follower", "Scaled", "whole"]

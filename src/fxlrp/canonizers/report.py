@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor, fx
 
 from ..marks import CARRIED, FOLDS, Fold
-from ..ops.linear import affine, layer_of, with_bias_map
+from ..ops.affine import affine
+from ..ops.linear import layer_of, with_bias_map
 from ..place import module_path, where
 from ..reading import is_known, unwrap
 from ..wording import columns

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
+from ..ops import Slot
 from ..ops.structure import CASTS
 from ..reading import unwrap
-from ..vocabulary import Slot
 
 __all__ = ["NONE", "Sample", "filled", "item_of", "moved", "run_on", "spread"]
 

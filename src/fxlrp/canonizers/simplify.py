@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph import call, parameter_expressions, replace_reads, unpack
+from ..graph import call, parameter_expressions, replace_reads
 from ..marks import UNBATCHED
 from ..ops.linear import CONVOLUTIONS, TRANSPOSED
-from ..ops.pooling import max_pooled
 from ..ops.structure import added, dropped, written
 from ..place import module_calls
 from ..reading import argument, read_as
@@ -19,7 +18,6 @@ from .constant_maps import PRODUCTS, SUMS
 
 __all__ = [
     "give_single_samples_a_batch",
-    "keep_winners_of_max_pooling",
     "read_copies_as_written",
     "read_dropout_as_product",
     "read_instance_norms",
@@ -40,12 +38,22 @@ _SPATIAL = {
 _ALONG = (*SUMS, *PRODUCTS, aten.pad.default, aten.constant_pad_nd.default, aten.mean.dim)
 _WHOLE = 2**63 - 1
 
+READS = (
+    aten.alias.default,
+    aten.copy.default,
+    aten.dropout.default,
+    aten.instance_norm.default,
+    aten.lift_fresh_copy.default,
+    aten.native_dropout.default,
+)
+"""Ops that are looked for here, and that the vocabulary does not have."""
+
 
 def _does_nothing(node: fx.Node) -> bool:
     if node.target in (aten.alias.default, aten.lift_fresh_copy.default):
         return True
     if node.target is aten.slice.Tensor:
-        start, end, step = [*node.args[2:], *(None, None, None)[len(node.args) - 2 :]]
+        start, end, step = node.args[2:]
         return start in (0, None) and end in (_WHOLE, None) and step in (1, None)
     if node.target is aten.dropout.default:
         return not node.args[2] or bool(node.args[1] == 0)
@@ -160,29 +168,4 @@ def read_instance_norms(graph_module: fx.GraphModule) -> None:
                 operands = (x, weight, bias, mean, var, momentum, eps)
                 both = call(node, aten._native_batch_norm_legit_no_training.default, *operands)
                 new = call(node, operator.getitem, both, 0, name=node.name)
-        node.replace_all_uses_with(new)
-
-
-_WITH_WINNERS: dict[Any, Any] = {
-    aten.max_pool1d.default: aten.max_pool1d_with_indices.default,
-    aten.max_pool2d.default: aten.max_pool2d_with_indices.default,
-    aten.max_pool3d.default: aten.max_pool3d_with_indices.default,
-}
-
-
-def keep_winners_of_max_pooling(graph_module: fx.GraphModule) -> None:
-    """Let max pooling give its winners out, so that the relevance pass need not look for them again."""
-    graph = graph_module.graph
-    for node in list(graph.nodes):
-        if node.target not in _WITH_WINNERS:
-            continue
-        args: list[Any] = [*node.args, *(None, None, None, [0], [1], False)[len(node.args) :]]
-        x, kernel, stride, padding, dilation, ceil_mode = args
-        sizes = (kernel, stride or kernel, padding, dilation)
-        window = [list(size) * (len(kernel) if len(size) == 1 else 1) for size in sizes]
-        with graph.inserting_before(node):
-            both = call(node, _WITH_WINNERS[node.target], x, *window, ceil_mode)
-        value, winners = unpack(both, f"{node.name}_value", f"{node.name}_winners")
-        with graph.inserting_after(winners):
-            new = read_as(value, max_pooled, x, *window, ceil_mode, winners, like=node, name=node.name)
         node.replace_all_uses_with(new)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..capture import Capture, Output
+from ..compiler import Programs, outside_inference_mode
 from ..errors import InputError, ModulePathError, VariantError
 from ..given import check_choice, check_flags, check_model, inputs_of, paths_of
-from ..program import Program
-from ..programs import Programs, outside_inference_mode
+from ..relevance.program import Program
 from .supervision import bottlenecks
 from .variants import Bounds, Settings, variant_of
 

@@ -1,5 +1,28 @@
-"""The vocabulary's entries, a file for each family of ops. Importing this package fills the vocabulary."""
+"""The vocabulary: what is known of each op, a file for each family. Which rules they get is not its business."""
 
-from . import activation, arithmetic, attention, linear, normalization, pooling, structure
+from __future__ import annotations
 
-__all__ = ["activation", "arithmetic", "attention", "linear", "normalization", "pooling", "structure"]
+from ..signature import Target
+from . import activation, affine, arithmetic, attention, linear, normalization, pooling, structure
+from .derivative import NoDerivative, pull_back
+from .op import Call, Op, Slot, slots_of
+
+__all__ = ["Call", "NoDerivative", "Op", "Slot", "add", "lookup", "pull_back", "remove", "slots_of"]
+
+_FAMILIES = (activation, affine, arithmetic, attention, linear, normalization, pooling, structure)
+_OPS: dict[Target, Op] = {target: op for family in _FAMILIES for target, op in family.OPS.items()}
+
+
+def lookup(target: Target) -> Op | None:
+    """The entry for a call's target, None if it has none."""
+    return _OPS.get(target)
+
+
+def add(target: Target, op: Op) -> None:
+    """Have an entry for a target, in place of the one that it may have."""
+    _OPS[target] = op
+
+
+def remove(target: Target) -> None:
+    """Forget the entry of a target."""
+    _OPS.pop(target, None)

@@ -1,36 +1,20 @@
-"""Activations: elementwise nonlinearities of one input. With no rule, the plain gradient, as in zennit."""
+"""Activations: elementwise nonlinearities of one input, and functions of analysis."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from ..reading import argument
-from ..rules.defaults import gradient, passed, transpose
-from ..vocabulary import Call, register
-from .facts import is_number
+from ..signature import Target
+from .op import Call, Op
+from .sign import always, is_number
 
-__all__ = ["thresholded_relu"]
+__all__ = ["OPS", "thresholded_relu"]
 
 aten = torch.ops.aten
-
-
-def _activation(
-    *targets: Any,
-    stand_in: Callable[[], nn.Module],
-    non_negative: bool | Callable[[fx.Node, bool], bool] = False,
-    vjp: Any = None,
-) -> None:
-    register(
-        *targets,
-        stand_in=lambda node: stand_in(),
-        default=gradient,
-        non_negative=non_negative if callable(non_negative) else lambda node, _: non_negative,
-        vjp=vjp,
-    )
 
 
 def _relu_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
@@ -76,63 +60,54 @@ def _softplus_is_non_negative(node: fx.Node, inputs: bool) -> bool:
     return is_number(threshold, at_least=0) and is_number(beta, at_least=0) and beta != 0
 
 
-_activation(aten.relu.default, stand_in=nn.ReLU, non_negative=True, vjp=_relu_vjp)
-register(
-    thresholded_relu,
-    stand_in=lambda node: nn.ReLU(),
-    default=transpose,
-    clips=True,
-    vjp=_thresholded_relu_vjp,
-)
-_activation(aten.relu6.default, stand_in=nn.ReLU6, non_negative=True)
-_activation(aten.hardtanh.default, stand_in=nn.Hardtanh, non_negative=_clips_to_non_negative("min_val", "max_val"))
-_activation(aten.sigmoid.default, stand_in=nn.Sigmoid, non_negative=True)
-_activation(aten.hardsigmoid.default, stand_in=nn.Hardsigmoid, non_negative=True)
-_activation(aten.softplus.default, stand_in=nn.Softplus, non_negative=_softplus_is_non_negative)
-_activation(aten.tanh.default, stand_in=nn.Tanh)
-_activation(aten.silu.default, stand_in=nn.SiLU)
-_activation(aten.hardswish.default, stand_in=nn.Hardswish)
-_activation(aten.gelu.default, stand_in=nn.GELU)
-_activation(aten.leaky_relu.default, stand_in=nn.LeakyReLU)
-_activation(aten.elu.default, stand_in=nn.ELU)
-_activation(aten.selu.default, stand_in=nn.SELU)
-_activation(aten.celu.default, stand_in=nn.CELU)
-_activation(aten.log_sigmoid.default, stand_in=nn.LogSigmoid)
-_activation(aten.hardshrink.default, stand_in=nn.Hardshrink)
-_activation(aten.softshrink.default, stand_in=nn.Softshrink)
-_activation(aten.threshold.default, stand_in=lambda: nn.Threshold(0.0, 0.0))
-
-# Parameters of an activation are for a rule to see, as in zennit.
-register(
-    aten.prelu.default,
-    params={"weight": 1},
-    stand_in=lambda node: nn.PReLU(device="meta"),
-    default=gradient,
-)
-
-# Clamps, Mish and functions of analysis have no word in zennit 0.5: relevance passes, as through activations with one.
-# That of a logarithm of softmax, too: what it subtracts is the same for all classes, and held constant.
-register(aten.clamp.default, aten.clamp.Tensor, default=passed, non_negative=_clips_to_non_negative("min", "max"))
-register(aten.clamp_min.default, default=passed, non_negative=_clips_to_non_negative("min", None))
-register(aten.clamp_max.default, default=passed, non_negative=_clips_to_non_negative(None, "max"))
-register(aten.mish.default, stand_in=lambda node: nn.Mish(), default=passed)
-register(
-    aten.abs.default,
-    aten.exp.default,
-    aten.sqrt.default,
-    aten.rsqrt.default,
-    aten.square.default,
-    default=passed,
-    non_negative=lambda node, _: True,
-)
-register(
-    aten.erf.default,
-    aten.log.default,
-    aten.log1p.default,
-    aten.log_softmax.int,
-    aten.pow.Tensor_Scalar,
-    aten.reciprocal.default,
-    aten.sin.default,
-    aten.cos.default,
-    default=passed,
-)
+OPS: dict[Target, Op] = {
+    aten.relu.default: Op(non_negative=always, vjp=_relu_vjp),
+    thresholded_relu: Op(clips=True, vjp=_thresholded_relu_vjp),
+    aten.hardtanh.default: Op(non_negative=_clips_to_non_negative("min_val", "max_val")),
+    aten.clamp.default: Op(non_negative=_clips_to_non_negative("min", "max")),
+    aten.clamp.Tensor: Op(non_negative=_clips_to_non_negative("min", "max")),
+    aten.clamp_min.default: Op(non_negative=_clips_to_non_negative("min", None)),
+    aten.clamp_max.default: Op(non_negative=_clips_to_non_negative(None, "max")),
+    aten.softplus.default: Op(non_negative=_softplus_is_non_negative),
+    # Parameters of an activation are for a rule to see, as in zennit.
+    aten.prelu.default: Op(params={"weight": "weight"}),
+    **dict.fromkeys(
+        (
+            aten.relu6.default,
+            aten.sigmoid.default,
+            aten.hardsigmoid.default,
+            aten.abs.default,
+            aten.exp.default,
+            aten.sqrt.default,
+            aten.rsqrt.default,
+            aten.square.default,
+        ),
+        Op(non_negative=always),
+    ),
+    **dict.fromkeys(
+        (
+            aten.tanh.default,
+            aten.silu.default,
+            aten.hardswish.default,
+            aten.gelu.default,
+            aten.leaky_relu.default,
+            aten.elu.default,
+            aten.selu.default,
+            aten.celu.default,
+            aten.log_sigmoid.default,
+            aten.hardshrink.default,
+            aten.softshrink.default,
+            aten.threshold.default,
+            aten.mish.default,
+            aten.erf.default,
+            aten.log.default,
+            aten.log1p.default,
+            aten.log_softmax.int,
+            aten.pow.Tensor_Scalar,
+            aten.reciprocal.default,
+            aten.sin.default,
+            aten.cos.default,
+        ),
+        Op(),
+    ),
+}

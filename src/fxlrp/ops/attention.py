@@ -1,4 +1,4 @@
-"""Softmax, matrix products of activations, and attention: by AttnLRP (arXiv 2402.05602)."""
+"""Softmax, matrix products of activations, and attention, which is made of these."""
 
 from __future__ import annotations
 
@@ -6,16 +6,21 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from ..reading import unwrap
-from ..rules.base import Rule
-from ..rules.defaults import Attention, Bilinear, Slots, Softmax, proportional
-from ..vocabulary import Call, pull_back, register
+from ..signature import Target
+from .derivative import pull_back
+from .op import Call, Op
+from .sign import always
 
-__all__ = ["attention_as_products"]
+__all__ = ["ATTENTION", "OPS", "PRODUCTS", "SOFTMAX", "attention_as_products"]
 
 aten = torch.ops.aten
+
+SOFTMAX: tuple[Target, ...] = (aten.softmax.int, aten._softmax.default)
+PRODUCTS: tuple[Target, ...] = (aten.matmul.default, aten.bmm.default, aten.mm.default)
+ATTENTION: Target = aten.scaled_dot_product_attention.default
+"""One that drops weights is spelled out when it is captured: which they are, the op does not tell."""
 
 
 def attention_as_products(*args: Any, **kwargs: Any) -> Tensor:
@@ -30,22 +35,9 @@ def _attention_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     return pull_back(run, *call.inputs)[1](gradient)
 
 
-def _product(node: fx.Node, slots: Slots) -> Rule | None:
-    factors = len(unwrap(node)[1][1]) if unwrap(node)[0] is aten.einsum.default else 2
-    if len(slots) == 1:
-        return proportional(node, slots)
-    return Bilinear() if factors == len(slots) == 2 else None
-
-
-register(
-    aten.softmax.int, aten._softmax.default, default=lambda node, slots: Softmax(), non_negative=lambda node, _: True
-)
-register(aten.matmul.default, aten.bmm.default, aten.mm.default, inputs=(0, 1), default=_product)
-register(aten.einsum.default, inputs=(1,), default=_product)
-# One that drops weights is spelled out when it is captured: which they are, the op does not tell.
-register(
-    aten.scaled_dot_product_attention.default,
-    inputs=(0, 1, 2),
-    default=lambda node, slots: Attention(),
-    vjp=_attention_vjp,
-)
+OPS: dict[Target, Op] = {
+    **dict.fromkeys(SOFTMAX, Op(non_negative=always)),
+    **dict.fromkeys(PRODUCTS, Op(inputs=(0, 1))),
+    aten.einsum.default: Op(inputs=(1,)),
+    ATTENTION: Op(inputs=(0, 1, 2), vjp=_attention_vjp),
+}

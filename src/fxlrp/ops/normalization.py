@@ -7,15 +7,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..rules.defaults import Linearized, passed
-from ..vocabulary import Call, register
+from ..signature import Target
+from .affine import per_channel
+from .op import WEIGHT_AND_BIAS, Call, Op
+
+__all__ = ["OPS", "group_norm_map", "layer_norm_map"]
 
 aten = torch.ops.aten
 
 
-def _layer_norm(call: Call) -> Callable[[Tensor], Tensor]:
-    x, shape = call.args[0], call.args[1]
-    weight, bias, eps = call.argument(2), call.argument(3), call.argument(4, 1e-5)
+def layer_norm_map(call: Call) -> Callable[[Tensor], Tensor]:
+    """The linear map that a layer norm is at the call's values, their deviation held constant."""
+    x, shape = call["input"], call["normalized_shape"]
+    weight, bias, eps = call["weight"], call["bias"], call["eps"]
     dims = tuple(range(-len(shape), 0))
     scale = (x.var(dims, correction=0, keepdim=True) + eps).rsqrt()
     scale = scale if weight is None else scale * weight
@@ -27,24 +31,24 @@ def _layer_norm(call: Call) -> Callable[[Tensor], Tensor]:
     return linear
 
 
-def _group_norm(call: Call) -> Callable[[Tensor], Tensor]:
-    x, groups = call.args[0], call.args[1]
-    weight, bias, eps = call.argument(2), call.argument(3), call.argument(4, 1e-5)
-    per_channel = (-1, *(1,) * (x.ndim - 2))
+def group_norm_map(call: Call) -> Callable[[Tensor], Tensor]:
+    """The linear map that a group norm is at the call's values, their deviation held constant."""
+    x, groups = call["input"], call["num_groups"]
+    weight, bias, eps = call["weight"], call["bias"], call["eps"]
     grouped = lambda x: x.reshape(x.shape[0], groups, -1)
     scale = (grouped(x).var(-1, correction=0, keepdim=True) + eps).rsqrt()
 
     def linear(x: Tensor) -> Tensor:
         y = grouped(x)
         y = ((y - y.mean(-1, keepdim=True)) * scale).reshape(x.shape)
-        y = y if weight is None else y * weight.reshape(per_channel)
-        return y if bias is None else y + bias.reshape(per_channel)
+        y = y if weight is None else y * per_channel(weight, x.ndim)
+        return y if bias is None else y + per_channel(bias, x.ndim)
 
     return linear
 
 
-_PARAMS = {"weight": 2, "bias": 3}
-register(aten.layer_norm.default, params=_PARAMS, default=lambda node, slots: Linearized(_layer_norm))
-register(aten.group_norm.default, params=_PARAMS, default=lambda node, slots: Linearized(_group_norm))
-# With its deviation held, a factor for each value: relevance passes.
-register(aten.rms_norm.default, params={"weight": 2}, default=passed)
+OPS: dict[Target, Op] = {
+    aten.layer_norm.default: Op(params=WEIGHT_AND_BIAS),
+    aten.group_norm.default: Op(params=WEIGHT_AND_BIAS),
+    aten.rms_norm.default: Op(params={"weight": "weight"}),
+}

@@ -1,46 +1,19 @@
-"""Pooling. With no rule: max pooling lets the winner take all, average pooling gives the plain gradient, as zennit."""
+"""Pooling, and other choices of the largest."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from ..reading import unwrap
-from ..rules.defaults import gradient
-from ..vocabulary import Call, register
-from .facts import keeps_sign
+from ..signature import Target
+from .op import Call, Op
+from .sign import as_inputs, keeps_sign
 
-__all__ = ["max_pooled"]
+__all__ = ["ADAPTIVE_POOLS", "AVG_POOLS", "MAX_POOLS", "OPS", "REDUCTIONS", "max_pooled"]
 
 aten = torch.ops.aten
-
-
-def _pool(
-    *targets: Any,
-    stand_in: Callable[[fx.Node], nn.Module | None],
-    vjp: Any = None,
-    linear: bool = False,
-    divisor: str | None = None,
-) -> None:
-    register(
-        *targets,
-        stand_in=stand_in,
-        default=gradient,
-        vjp=vjp,
-        linear=linear,
-        non_negative=keeps_sign(*([] if divisor is None else [divisor])),
-    )
-
-
-def _window(kind: Callable[..., nn.Module]) -> Callable[[fx.Node], nn.Module]:
-    return lambda node: kind(unwrap(node)[1][1])
-
-
-def _output_size(kind: Callable[..., nn.Module]) -> Callable[[fx.Node], nn.Module]:
-    return lambda node: kind(tuple(unwrap(node)[1][1]))
 
 
 def max_pooled(
@@ -65,11 +38,6 @@ def max_pooled(
     return x.flatten(-n).gather(-1, winners.flatten(-n)).view_as(winners)
 
 
-def _max_pooled_stand_in(node: fx.Node) -> nn.Module:
-    kernel: Any = unwrap(node)[1][1]
-    return {1: nn.MaxPool1d, 2: nn.MaxPool2d, 3: nn.MaxPool3d}[len(kernel)](kernel)
-
-
 def _max_pooled_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     x, *window, winners = call.args
     n = len(window[0])
@@ -82,56 +50,32 @@ def _max_pooled_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
 
 
 def _avg_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
-    x, kernel = call.args[0].to(gradient.dtype), call.args[1]
-    return (
-        aten.avg_pool2d_backward(
-            gradient,
-            x,
-            kernel,
-            call.argument(2) or kernel,
-            call.argument(3, [0, 0]),
-            call.argument(4, False),
-            call.argument(5, True),
-            call.argument(6),
-        ),
-    )
+    x, kernel, stride, *options = call.args
+    return (aten.avg_pool2d_backward(gradient, x.to(gradient.dtype), kernel, stride or kernel, *options),)
 
 
 def _adaptive_avg_pool2d_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     return (aten._adaptive_avg_pool2d_backward(gradient, call.args[0].to(gradient.dtype)),)
 
 
-_pool(aten.max_pool1d.default, stand_in=_window(nn.MaxPool1d))
-_pool(aten.max_pool2d.default, stand_in=_window(nn.MaxPool2d))
-_pool(max_pooled, stand_in=_max_pooled_stand_in, vjp=_max_pooled_vjp)
-_pool(aten.max_pool3d.default, stand_in=_window(nn.MaxPool3d))
-_pool(aten.max_pool1d_with_indices.default, stand_in=_window(nn.MaxPool1d))
-_pool(aten.max_pool2d_with_indices.default, stand_in=_window(nn.MaxPool2d))
-_pool(aten.max_pool3d_with_indices.default, stand_in=_window(nn.MaxPool3d))
-_pool(aten.adaptive_max_pool1d.default, stand_in=_output_size(nn.AdaptiveMaxPool1d))
-_pool(aten.adaptive_max_pool2d.default, stand_in=_output_size(nn.AdaptiveMaxPool2d))
-_pool(aten.adaptive_max_pool3d.default, stand_in=_output_size(nn.AdaptiveMaxPool3d))
-
-_pool(aten.avg_pool1d.default, stand_in=_window(nn.AvgPool1d), linear=True)
-_pool(
-    aten.avg_pool2d.default,
-    stand_in=_window(nn.AvgPool2d),
-    vjp=_avg_pool2d_vjp,
-    linear=True,
-    divisor="divisor_override",
+MAX_POOLS: tuple[Target, ...] = (
+    aten.max_pool1d.default,
+    aten.max_pool2d.default,
+    aten.max_pool3d.default,
+    aten.max_pool1d_with_indices.default,
+    aten.max_pool2d_with_indices.default,
+    aten.max_pool3d_with_indices.default,
 )
-_pool(aten.avg_pool3d.default, stand_in=_window(nn.AvgPool3d), linear=True, divisor="divisor_override")
-_pool(aten.adaptive_avg_pool1d.default, stand_in=_output_size(nn.AdaptiveAvgPool1d), linear=True)
-_pool(
+AVG_POOLS: tuple[Target, ...] = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+ADAPTIVE_POOLS: tuple[Target, ...] = (
+    aten.adaptive_max_pool1d.default,
+    aten.adaptive_max_pool2d.default,
+    aten.adaptive_max_pool3d.default,
+    aten.adaptive_avg_pool1d.default,
     aten.adaptive_avg_pool2d.default,
-    stand_in=_output_size(nn.AdaptiveAvgPool2d),
-    vjp=_adaptive_avg_pool2d_vjp,
-    linear=True,
+    aten.adaptive_avg_pool3d.default,
 )
-_pool(aten.adaptive_avg_pool3d.default, stand_in=_output_size(nn.AdaptiveAvgPool3d), linear=True)
-
-# Over a dimension, or of two tensors, the winner takes all; of several in order, each takes its own.
-_pool(
+REDUCTIONS: tuple[Target, ...] = (
     aten.max.dim,
     aten.amax.default,
     aten.min.dim,
@@ -139,6 +83,19 @@ _pool(
     aten.median.dim,
     aten.sort.default,
     aten.topk.default,
-    stand_in=lambda node: None,
 )
-register(aten.maximum.default, aten.minimum.default, inputs=(0, 1), default=gradient)
+"""Over a dimension, the winner takes all; of several in order, each takes its own."""
+
+_divided = keeps_sign("divisor_override")
+
+OPS: dict[Target, Op] = {
+    **dict.fromkeys((*MAX_POOLS, *ADAPTIVE_POOLS[:3], *REDUCTIONS), Op(non_negative=as_inputs)),
+    max_pooled: Op(vjp=_max_pooled_vjp, non_negative=as_inputs),
+    aten.avg_pool1d.default: Op(linear=True, non_negative=as_inputs),
+    aten.avg_pool2d.default: Op(vjp=_avg_pool2d_vjp, linear=True, non_negative=_divided),
+    aten.avg_pool3d.default: Op(linear=True, non_negative=_divided),
+    aten.adaptive_avg_pool1d.default: Op(linear=True, non_negative=as_inputs),
+    aten.adaptive_avg_pool2d.default: Op(vjp=_adaptive_avg_pool2d_vjp, linear=True, non_negative=as_inputs),
+    aten.adaptive_avg_pool3d.default: Op(linear=True, non_negative=as_inputs),
+    **dict.fromkeys((aten.maximum.default, aten.minimum.default), Op(inputs=(0, 1))),
+}

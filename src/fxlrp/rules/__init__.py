@@ -1,9 +1,10 @@
 """Rules: how one op's relevance goes to its inputs."""
 
-from .base import Account, Gradient, Pass, Rule, Transpose
-from .basic import BasicRule
-from .defaults import Attention, Bilinear, Gate, Half, Linearized, Softmax
-from .hook import HookRule
+from .attnlrp import Attention, Bilinear, Gate, Half, Linearized, Softmax
+from .base import Account, Rule, Site
+from .plain import Gradient, Pass, Transpose
+from .zennit.basic import BasicRule
+from .zennit.hook import HookRule
 
 __all__ = [
     "Account",
@@ -17,6 +18,7 @@ __all__ = [
     "Linearized",
     "Pass",
     "Rule",
+    "Site",
     "Softmax",
     "Transpose",
 ]

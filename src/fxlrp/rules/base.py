@@ -1,17 +1,19 @@
-"""A rule: how one op's relevance goes to its inputs."""
+"""A rule: how one op's relevance goes to its inputs. Rules are data, and keep no state."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..errors import RuleError
-from ..vocabulary import Call, Op, Slot
+from ..ops import Call, Op, Slot
+from ..signature import Target, positions
 
-__all__ = ["Account", "Gradient", "Pass", "Rule", "Transpose", "paired", "total"]
+__all__ = ["Account", "Refused", "Rule", "Site", "paired", "total"]
 
 
 class Account(NamedTuple):
@@ -48,33 +50,67 @@ def paired(relevance: Any, values: Any) -> float:
     return total([torch.where(r == 0, 0.0, r * v.to(r.dtype)) for r, v in pairs if r is not None])
 
 
-class Rule(nn.Module):
+class Refused(Exception):
+    """A rule cannot serve its op, for this reason; who called it names the place."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a rule serves: an op of the graph, and what is known of it before it runs.
+
+    Attributes
+    ----------
+    op, target
+        The vocabulary's entry and the function called.
+    slots : tuple of Slot
+        The inputs that relevance flows to.
+    where : str
+        The op and its place, for an error message.
+    non_negative : bool
+        Whether all of these inputs are known to be non-negative.
+    from_outside : bool
+        Whether all of them are the model's own inputs, of which nothing is known.
+    input_shape : tuple of int
+        A small shape like the first input's: same rank and channels.
+    param_shapes : dict of str to tuple of int
+        The shapes of the op's parameters that are not None.
+    """
+
+    op: Op
+    target: Target
+    slots: tuple[Slot, ...]
+    where: str
+    non_negative: bool = False
+    from_outside: bool = False
+    input_shape: tuple[int, ...] = ()
+    param_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
+
+    @cached_property
+    def names(self) -> Mapping[str, int]:
+        """The positions of the op's arguments."""
+        return positions(self.target)
+
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+        """A call of the op."""
+        return Call(self.op, self.target, args, kwargs, self.slots, self.names)
+
+
+class Rule:
     """How one op's relevance goes to its inputs.
 
-    A rule is a module without state of its own that the twin's graph calls, once for each call of the op. A new one
-    overrides `propagate`.
+    A rule is data: the twin's graph calls it, once for each call of the op, and it keeps nothing. A new one overrides
+    `propagate`.
 
     Attributes
     ----------
     needs_output : bool
         Whether `propagate` reads the op's value; if not, it is given None and the value need not be kept.
-    passes : bool
+    is_identity : bool
         Whether relevance passes unchanged: then nothing is called at all.
-    takes_scale : bool
-        Whether a factor of the output channels may be left out of the op's weight (`Call.channel_scale`), which is
-        cheaper where the weight has more numbers than the value.
     """
 
     needs_output = True
-    passes = False
-    takes_scale = False
-
-    op: Op
-    target: Callable[..., Any]
-    slots: Sequence[Slot]
-    non_negative: bool
-    from_outside: bool
-    where: str
+    is_identity = False
 
     @property
     def name(self) -> str:
@@ -85,84 +121,32 @@ class Rule(nn.Module):
         """Which of an op's inputs receive relevance: all of them, unless a rule holds one constant."""
         return slots
 
-    def place(
-        self,
-        op: Op,
-        target: Callable[..., Any],
-        slots: Sequence[Slot],
-        *,
-        non_negative: bool,
-        from_outside: bool,
-        where: str,
-    ) -> None:
-        """Tell the rule which op it serves.
-
-        Parameters
-        ----------
-        op, target
-            The vocabulary's entry and the function called.
-        slots : sequence of Slot
-            The inputs that relevance flows to.
-        non_negative : bool
-            Whether all of these inputs are known to be non-negative.
-        from_outside : bool
-            Whether all of them are the model's own inputs, of which nothing is known.
-        where : str
-            The op and its place, for an error message.
-        """
-        self.op, self.target, self.slots = op, target, tuple(slots)
-        self.non_negative, self.from_outside, self.where = non_negative, from_outside, where
-
-    def refused(self, why: str) -> RuleError:
-        """The error that says why this rule cannot serve its op, with the op's place."""
-        return RuleError(f"{self!r} cannot be the rule of {self.where}: {why}")
-
-    def forward(
-        self, relevance: Any, output: Any, *args: Any, channel_scale: Tensor | None = None, **kwargs: Any
-    ) -> Any:
-        """Relevance of each input: a tensor, or a tuple of them where the op has several inputs.
-
-        Parameters
-        ----------
-        relevance : Tensor
-            Relevance of the op's value, of its shape.
-        output : Tensor or None
-            The op's value.
-        *args, **kwargs
-            The op's arguments.
-        channel_scale : Tensor or None
-            What was left out of the op's weight, see `Call`.
+    def at(self, site: Site) -> Rule:
+        """This rule as it serves at a site: the same, unless it makes use of what is known there.
 
         Raises
         ------
         RuleError
-            If `propagate` does not return relevance of each input.
+            If it cannot serve there.
         """
-        call = Call(self.op, self.target, args, kwargs, self.slots, channel_scale)
-        found = self.propagate(call, output, relevance)
-        self._check(found, call.inputs, relevance)
-        return found[0] if len(self.slots) == 1 else tuple(found)
+        return self
 
-    def _check(self, found: Any, inputs: Sequence[Tensor], relevance: Any) -> None:
-        """Raise if `found` is not relevance of each of the inputs: broadcast or split, it would go on as if it were."""
-        due = f"a list of {len(inputs)} is due: a tensor for each input, of its shape"
-        if not isinstance(found, list | tuple):
-            raise self.refused(f"it gave a {type(found).__name__}, where {due}")
-        if len(found) != len(inputs):
-            raise self.refused(f"it gave relevance for {len(found)} inputs, where {due}")
-        parts = relevance if isinstance(relevance, list | tuple) else [relevance]
-        precisions = {part.dtype for part in parts if part is not None}
-        for value, x in zip(found, inputs, strict=True):
-            if not isinstance(value, Tensor):
-                raise self.refused(f"it gave a {type(value).__name__} for an input, where {due}")
-            if value.shape != x.shape:
-                shapes = f"shape {tuple(value.shape)} for an input of shape {tuple(x.shape)}"
-                raise self.refused(f"it gave relevance of {shapes}, where {due}")
-            if value.dtype not in (x.dtype, *precisions):
-                raise self.refused(f"it gave relevance of {value.dtype} for an input of {x.dtype}, where {due}")
+    def takes_scale(self, site: Site) -> bool:
+        """Whether a positive factor of the output channels may stand beside the op's weight, and not in it."""
+        return False
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
-        """Relevance of each of ``call.inputs``; to be overridden."""
+        """Relevance of each of ``call.inputs``; to be overridden.
+
+        Parameters
+        ----------
+        call : Call
+            The op, with its values.
+        output : Tensor or None
+            The op's value; None where ``needs_output`` is False.
+        relevance : Tensor
+            Relevance of the op's value, of its shape.
+        """
         raise NotImplementedError
 
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
@@ -200,52 +184,3 @@ class Rule(nn.Module):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
-
-
-class Gradient(Rule):
-    """The plain gradient: what zennit does with an op that its composite gives no rule."""
-
-    needs_output = False
-    takes_scale = True
-
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
-        """The vector-Jacobian product of the op with the relevance."""
-        try:
-            return call.vjp(relevance)
-        except NotImplementedError as error:
-            raise self.refused(str(error)) from error
-
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
-        """Each unit's relevance is multiplied with the sum of its derivatives, ``(J 1)_k``; the rest is dropped."""
-        return Account(definition=_not_handed_on(call, relevance))
-
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
-        """``<v, J^T R> = <R, J v>``."""
-        return paired(relevance, call.jvp(weights))
-
-
-class Transpose(Gradient):
-    """The exact transpose of an op that moves values about: relevance goes back to where the values came from."""
-
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
-        """What came from no input is a constant's."""
-        return Account(bias=_not_handed_on(call, relevance))
-
-
-def _not_handed_on(call: Call, relevance: Any) -> float:
-    return total(relevance) - paired(relevance, call.jvp([torch.ones_like(x) for x in call.inputs]))
-
-
-class Pass(Rule):
-    """Relevance passes unchanged: of an op that is elementwise, or one-to-one."""
-
-    needs_output = False
-    passes = True
-
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
-        """All of it passes."""
-        return Account()
-
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
-        """Each value's stays at its place."""
-        return paired(relevance, weights[0])

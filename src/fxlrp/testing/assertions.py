@@ -12,13 +12,14 @@ from torch import Tensor, fx, nn
 from zennit.attribution import Gradient
 from zennit.core import Composite
 
+from ..canonizers import reads
 from ..capture import capture
 from ..composites import resolve
 from ..errors import FxlrpError
 from ..ledger import audit
 from ..marks import FOLDS
 from ..place import where
-from ..seeds import Target, seed_relevance
+from ..relevance.seeds import Target, seed_relevance
 from ..twin import Twin, convert
 from .models import for_zennit
 
@@ -89,7 +90,7 @@ def _values(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[fx.Graph, di
     if isinstance(module, fx.GraphModule) and all(node.op in _OPS for node in module.graph.nodes):
         graph_module = module
     else:
-        graph_module = capture(module, inputs).graph_module
+        graph_module = capture(module, inputs, keep=reads()).graph_module
     run = fx.Interpreter(graph_module, garbage_collect_values=False)
     with torch.no_grad():
         run.run(*inputs)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from zennit.core import Composite
 
+from ..canonizers import reads
 from ..canonizers.report import report
 from ..capture import capture
 from ..errors import FxlrpError
@@ -115,7 +116,7 @@ def _run(found: dict[str, Any], make: Callable[[], Sample], composite: Composite
     model, inputs = make()
     found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
     found["inputs"] = [list(x.shape) for x in inputs]
-    captured = capture(model, inputs)
+    captured = capture(model, inputs, keep=reads())
     found["captured"], found["attention"] = True, _has_attention(captured.graph_module.graph)
     del captured
     with torch.no_grad():

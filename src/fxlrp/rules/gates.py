@@ -1,46 +1,22 @@
-"""What can be known of an op's value before it runs, from the arguments of its call."""
+"""Whether a factor of a product is a gate: a value that has constant bounds, whatever the model's input is."""
 
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from ..graph import is_constant
+from ..ops import Op, lookup, slots_of
+from ..ops.sign import is_tensor
 from ..reading import argument, unwrap
-from ..vocabulary import Op, lookup, slots_of
+from ..signature import Target
 
-__all__ = ["is_bounded", "is_number", "keeps_sign"]
+__all__ = ["is_bounded"]
 
 aten = torch.ops.aten
-
-
-def is_number(value: Any, *, at_least: float) -> bool:
-    """Whether an argument is known to be a number, and not below `at_least`: one that the graph computes is not."""
-    return isinstance(value, int | float) and value >= at_least
-
-
-def keeps_sign(*names: str) -> Callable[[fx.Node, bool], bool]:
-    """Of an op whose value is non-negative if its inputs are, and the numbers that it takes under these names.
-
-    Of a number that is None the op makes nothing; of an operand that is a tensor, `inputs` speaks.
-    """
-
-    def non_negative(node: fx.Node, inputs: bool) -> bool:
-        numbers = (argument(node, name) for name in names)
-        return inputs and all(
-            number is None or is_number(number, at_least=0) or _is_tensor(number) for number in numbers
-        )
-
-    return non_negative
-
-
-def _is_tensor(value: Any) -> bool:
-    return isinstance(value, fx.Node) and isinstance(value.meta["val"], Tensor)
 
 
 _BETWEEN_CONSTANTS = (
@@ -50,7 +26,7 @@ _BETWEEN_CONSTANTS = (
     aten._softmax.default,
     aten.relu6.default,
 )
-_BOUNDS: dict[Any, tuple[str | None, str | None]] = {
+_BOUNDS: dict[Target, tuple[str | None, str | None]] = {
     aten.clamp.default: ("min", "max"),
     aten.clamp.Tensor: ("min", "max"),
     aten.clamp_min.default: ("min", None),
@@ -81,7 +57,7 @@ def _is_bounded(node: fx.Node, side: str) -> bool:
 
 def _maps_to_bounded(node: fx.Node, op: Op, side: str) -> bool:
     target, args, kwargs = unwrap(node)
-    inputs = (_is_bounded(operand, side) for operand in slots_of(node, op, _is_tensor).values())
+    inputs = (_is_bounded(operand, side) for operand in slots_of(node, op, is_tensor).values())
     if target in (aten.minimum.default, aten.maximum.default):
         return any(inputs) if (target is aten.minimum.default) == (side == "above") else all(inputs)
     if target is aten.relu.default or target in _BOUNDS:
@@ -95,12 +71,12 @@ def _maps_to_bounded(node: fx.Node, op: Op, side: str) -> bool:
         return False
     # These may turn the sign.
     maps = op.linear or target in _PRODUCTS or target in _QUOTIENTS
-    return maps and finite and all(is_bounded(operand) for operand in slots_of(node, op, _is_tensor).values())
+    return maps and finite and all(is_bounded(operand) for operand in slots_of(node, op, is_tensor).values())
 
 
-def _is_bound(value: Any) -> bool:
-    return is_constant(value) if _is_tensor(value) else _is_finite(value)
+def _is_bound(value: object) -> bool:
+    return is_constant(value) if isinstance(value, fx.Node) and is_tensor(value) else _is_finite(value)
 
 
-def _is_finite(value: Any) -> bool:
+def _is_finite(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)

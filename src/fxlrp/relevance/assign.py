@@ -2,36 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import zennit.rules
-import zennit.types
 from torch import Tensor, fx, nn
 from zennit.core import BasicHook, Composite, Hook
-from zennit.layer import Sum
 
-from .composites import check_names, names_of
-from .errors import CaptureError, CompositeError, RuleError, UnsupportedOpError
-from .frames import warn
-from .graph import carriers, name_of_target
-from .place import module_calls, module_path, where
-from .reading import unwrap
-from .rules.base import Gradient, Pass, Rule, Transpose
-from .rules.basic import BasicRule, is_basic
-from .rules.hook import HookRule
-from .values import on_the_cpu
-from .vocabulary import Op, Slot, lookup, slots_of
+from ..composites import check_names
+from ..errors import CaptureError, RuleError, UnsupportedOpError
+from ..graph import carriers, name_of_target
+from ..ops import Op, Slot, lookup, slots_of
+from ..place import where
+from ..reading import unwrap
+from ..rules.base import Rule, Site
+from ..rules.plain import Gradient, Pass, Transpose
+from ..rules.table import policy_of
+from ..rules.zennit.basic import BasicRule, is_basic
+from ..rules.zennit.hook import HookRule
+from ..values import on_the_cpu
+from .offers import Offers
 
-__all__ = ["Step", "Unsupported", "assign"]
+__all__ = ["Assignment", "Unsupported", "assign"]
 
 
 @dataclass(frozen=True)
-class Step:
-    """One step of the relevance pass.
+class Assignment:
+    """A rule, assigned to an op.
 
     Attributes
     ----------
@@ -39,14 +37,17 @@ class Step:
         The op.
     rule : Rule
         Takes its relevance on.
+    site : Site
+        Where it serves.
     operands : dict of Slot to fx.Node
-        Which it goes to.
+        Which the relevance goes to.
     by_composite : bool
         Whether the composite gave the rule, and not the vocabulary.
     """
 
     node: fx.Node
     rule: Rule
+    site: Site
     operands: Mapping[Slot, fx.Node]
     by_composite: bool
 
@@ -61,8 +62,8 @@ def assign(
     gradient: bool = False,
     last: BasicHook | None = None,
     explained: fx.Node | None = None,
-) -> list[Step]:
-    """The steps of the relevance pass, in the order of the forward pass.
+) -> list[Assignment]:
+    """The rules of the relevance pass, in the order of the forward pass.
 
     A composite sees modules: an op of a leaf module is offered as that module, one without (a functional ReLU, a sum)
     as the module that stands for it, under its parent's path; in the order of execution, so that "first layer" is the
@@ -99,13 +100,14 @@ def assign(
     """
     if modules and composite is not None:
         check_names(composite, modules)
-    output: Any = explained or next(node for node in graph.nodes if node.op == "output").args[0]
+    output = explained or next(node for node in graph.nodes if node.op == "output").args[0]
+    assert isinstance(output, fx.Node)
     active = carriers(node for node in graph.nodes if node.op == "placeholder" and _is_floating(node))
     if output not in active:
         raise CaptureError("the output that is explained does not depend on any floating-point input")
     reachable = _reachable(output, active)
-    given, non_negative = _offer(graph, reachable, None if composite is None else _Offers(composite, modules))
-    steps: list[Step] = []
+    given, non_negative = _offer(graph, reachable, None if composite is None else Offers(composite, modules))
+    assigned: list[Assignment] = []
     reached, final = {output}, {output}
     for node in reversed(graph.nodes):
         if node not in reached or node.op != "call_function":
@@ -126,14 +128,14 @@ def assign(
             else:
                 rule = BasicRule(last.copy())
         operands = {slot: operands[slot] for slot in rule.receivers(list(operands))}
-        _place(rule, node, op, operands, all(operand in non_negative for operand in operands.values()))
-        steps.append(Step(node, rule, operands, node in given))
+        site = _site(node, op, operands, all(operand in non_negative for operand in operands.values()))
+        assigned.append(Assignment(node, _placed(rule, site, node, operands), site, operands, node in given))
         reached.update(operands.values())
-    return steps[::-1]
+    return assigned[::-1]
 
 
 def _reachable(output: fx.Node, active: set[fx.Node]) -> set[fx.Node]:
-    """The nodes that relevance may come to: not those whose value is only read as another op's (`graph.known`)."""
+    """The nodes that relevance may come to: not those whose value is only read as another op's (`reading.known`)."""
     found, todo = {output}, [output]
     while todo:
         node = todo.pop()
@@ -147,7 +149,7 @@ def _reachable(output: fx.Node, active: set[fx.Node]) -> set[fx.Node]:
 
 
 def _offer(
-    graph: fx.Graph, reachable: set[fx.Node], offers: _Offers | None
+    graph: fx.Graph, reachable: set[fx.Node], offers: Offers | None
 ) -> tuple[dict[fx.Node, tuple[Hook, nn.Module]], set[fx.Node]]:
     """What the composite gives to the ops, in the order of execution; and which values are known to be non-negative."""
     given: dict[fx.Node, tuple[Hook, nn.Module]] = {}
@@ -223,15 +225,15 @@ def _entry(node: fx.Node, active: set[fx.Node], unmatched: str) -> tuple[Op, dic
         + f". Register one with fxlrp.vocabulary.register(torch.ops.{name_of_target(target)}, default=...) (see "
         "docs/extend.md), or give it the plain gradient with unmatched='gradient'."
     )
-    op = Op(default=lambda node, slots: None, inputs=tuple(range(len(args))))
+    op = Op(inputs=tuple(range(len(args))))
     return op, slots_of(node, op, carries), _without_rule(why, unmatched)
 
 
 def _default(node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node], unmatched: str) -> Rule:
-    rule: Any = op.default(node, slots)
+    policy = policy_of(unwrap(node)[0])
+    rule: object = None if policy is None else policy.rule(node, slots)
     if isinstance(rule, Rule):
-        # A rule is placed at its op: one that a default gives to several is not to be theirs together.
-        return copy.deepcopy(rule)
+        return rule
     if rule is not None:
         given = f"the class {rule.__name__}" if isinstance(rule, type) else f"a {type(rule).__name__}"
         raise RuleError(
@@ -251,152 +253,44 @@ def _without_rule(why: UnsupportedOpError, unmatched: str) -> Rule:
     return Gradient() if unmatched == "gradient" else Unsupported(why)
 
 
-_LAYERS = (zennit.types.Linear, zennit.types.BatchNorm, zennit.types.AvgPool, zennit.types.Activation, Sum)
-"""What zennit's own composites have rules for."""
-
-
-class _Offers:
-    """Offers ops to a composite, one after another, and notices what the composite would not see done.
-
-    As in zennit, a container is offered too, in front of its parts: a composite may note in its context where it is.
-    """
-
-    def __init__(self, composite: Composite, modules: Mapping[str, nn.Module]) -> None:
-        self._composite, self._modules = composite, modules
-        self._context: dict[Any, Any] = {}
-        self._hooks: dict[str, Any] = {}
-        self._with_ops: set[str] = set()
-        self._given: dict[str, fx.Node] = {}
-        self._matched: set[str] = set()
-        self._left: fx.Node | None = None
-
-    def rule(self, node: fx.Node, op: Op) -> tuple[Hook, nn.Module] | None:
-        """The hook that the composite has for `node`, with the module that it was offered as."""
-        path = module_path(node)
-        module, stand_in = self._modules.get(path), op.stand_in(node)
-        self._with_ops.add(path)
-        hook = self._of_modules(node)
-        if op.structural:
-            return None
-        is_module = module is not None and (_is_leaf(module) or isinstance(module, type(stand_in)))
-        if module is not None and is_module and hook is not None:
-            self._matched.add(path)
-            self._once(node, path, module, stand_in)
-            return hook, module
-        if stand_in is not None and not isinstance(module, type(stand_in)):
-            hook = self._composite.module_map(self._context, path, stand_in)
-            if hook is not None:
-                self._matched.add(path)
-                return hook, stand_in
-        if self._left is None and isinstance(module if is_module else stand_in, _LAYERS):
-            self._left = node
-        return None
-
-    def _of_modules(self, node: fx.Node) -> Any:
-        """Offer the modules that `node` lies in, a leaf at each call, a container once; the innermost one's hook."""
-        hook = None
-        for path, call in module_calls(node) or [("", "")]:
-            module = self._modules.get(path)
-            if module is None:
-                return None
-            key = call if _is_leaf(module) else path
-            if key not in self._hooks:
-                self._hooks[key] = self._composite.module_map(self._context, path, module)
-            hook = self._hooks[key]
-        return hook
-
-    def _once(self, node: fx.Node, path: str, module: Any, stand_in: nn.Module | None) -> None:
-        """A rule for a module speaks of all of it: so the module must be one op."""
-        if isinstance(module, type(stand_in)):
-            return
-        key = module_calls(node)[-1][1]
-        first = self._given.setdefault(key, node)
-        if first is not node:
-            raise CompositeError(
-                f"the composite gives '{path}' ({type(module).__name__}) a rule, but this module is made of several "
-                f"ops: {where(first)} and {where(node)}. Give rules to its parts: make each a module, or name their "
-                "types."
-            )
-
-    def check(self) -> None:
-        """Raise if the composite matched nothing, or is about a container; warn of what it does not say."""
-        named, beside = set(names_of(self._composite)), []
-        for path, module in self._modules.items():
-            if path in self._with_ops or not _only_contains(module):
-                continue
-            if path not in named and self._hooks.get(path) is None:
-                continue
-            place = f"'{path}'" if path else "the model itself"
-            place += f" ({type(module).__name__})"
-            # A map of everything has rules for the parts as well, and these are what it is about.
-            if path not in named and any(not path or matched.startswith(f"{path}.") for matched in self._matched):
-                beside.append(place)
-                continue
-            raise CompositeError(
-                f"the composite gives a rule to {place}, which contains other modules: a rule is for one op. Name its "
-                "parts instead."
-            )
-        if beside:
-            more = f" and {len(beside) - 3} more" if len(beside) > 3 else ""
-            warn(
-                f"the composite gives rules to {', '.join(beside[:3])}{more}, and to modules in there: a rule is for "
-                "one op, so those of the parts hold. Let it give None to a module that has children."
-            )
-        if not self._matched:
-            self._nothing()
-
-    def _nothing(self) -> None:
-        name = type(self._composite).__name__
-        if self._left is not None:
-            raise CompositeError(
-                f"the composite {name} matches none of the model's ops, such as {where(self._left)}: every op would be "
-                "left to its default. Check the types and names that it maps."
-            )
-        warn(f"the composite {name} has a rule for none of the model's ops: each gets its default, see fxlrp.check.")
-
-
-def _only_contains(module: nn.Module) -> bool:
-    """Whether a module has parts and no tensor of its own: one that has is a layer, if one that was folded away."""
-    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    return not _is_leaf(module) and not own
-
-
-def _is_leaf(module: nn.Module) -> bool:
-    return next(module.children(), None) is None
-
-
-def _rule_of(hook: Any, module: nn.Module, node: fx.Node, op: Op) -> Rule:
+def _rule_of(hook: Hook, module: nn.Module, node: fx.Node, op: Op) -> Rule:
     if isinstance(hook, zennit.rules.Pass) and type(hook).backward is zennit.rules.Pass.backward:
         return Transpose() if op.clips else Pass()
     if is_basic(hook):
-        copied: Any = hook.copy()
-        return BasicRule(copied)
+        return BasicRule(hook.copy())
     if isinstance(hook, Hook):
         return HookRule(hook.copy(), module)
     raise RuleError(f"the composite gives {where(node)} a {type(hook).__name__}, which is not a zennit Hook")
 
 
-def _place(rule: Rule, node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node], non_negative: bool) -> None:
+def _site(node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node], non_negative: bool) -> Site:
+    """What is known of an op before it runs."""
     target, args, _ = unwrap(node)
     from_outside = all(operand.op == "placeholder" for operand in slots.values())
-    rule.place(op, target, list(slots), non_negative=non_negative, from_outside=from_outside, where=where(node))
-    if rule.passes:
-        _check_passes(rule, node, slots)
-    if not isinstance(rule, BasicRule) or not slots:
-        return
-    operand = next(iter(slots.values()))
-    params = {name: args[p] for name, p in op.params.items() if p < len(args) and args[p] is not None}
-    shapes = {name: _shape(param) for name, param in params.items()}
-    channels = _shape(operand)[1:2]
+    site = Site(op, target, tuple(slots), where(node), non_negative, from_outside)
+    if not slots:
+        return site
+    params = {name: args[site.names[own]] for name, own in op.params.items()}
+    shapes = {name: _shape(param) for name, param in params.items() if param is not None}
+    full = _shape(next(iter(slots.values())))
     # Full-sized where it is small: a box may be given as an image.
-    small = [2, *channels, *(size if size <= 4 else 4 for size in _shape(operand)[2:])][: len(_shape(operand))]
+    small = [2, *full[1:2], *(size if size <= 4 else 4 for size in full[2:])][: len(full)]
+    return replace(site, input_shape=tuple(small), param_shapes=shapes)
+
+
+def _placed(rule: Rule, site: Site, node: fx.Node, slots: Mapping[Slot, fx.Node]) -> Rule:
+    if rule.is_identity:
+        _check_identity(rule, node, slots)
+    if not slots:
+        return rule
     try:
-        rule.analyse(small, shapes)
+        return rule.at(site)
     except RuleError as error:
-        raise RuleError(f"{type(rule.hook).__name__} cannot be the rule of {where(node)}: {error}") from error
+        name = type(rule.hook).__name__ if isinstance(rule, BasicRule) else type(rule).__name__
+        raise RuleError(f"{name} cannot be the rule of {site.where}: {error}") from error
 
 
-def _check_passes(rule: Rule, node: fx.Node, slots: Mapping[Slot, fx.Node]) -> None:
+def _check_identity(rule: Rule, node: fx.Node, slots: Mapping[Slot, fx.Node]) -> None:
     value = node.meta["val"]
     value = value if isinstance(value, Tensor) else value[0]
     if len(slots) != 1 or any(operand.meta["val"].shape != value.shape for operand in slots.values()):
@@ -406,5 +300,5 @@ def _check_passes(rule: Rule, node: fx.Node, slots: Mapping[Slot, fx.Node]) -> N
         )
 
 
-def _shape(node: Any) -> list[int]:
+def _shape(node: fx.Node) -> list[int]:
     return [int(size) if isinstance(size, int) else 2 for size in node.meta["val"].shape]

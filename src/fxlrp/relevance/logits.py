@@ -8,9 +8,9 @@ import torch
 from torch import fx
 from torch.fx.node import map_arg
 
-from .graph import call
-from .reading import is_known, unwrap
-from .vocabulary import lookup, slots_of
+from ..graph import call
+from ..ops import lookup, slots_of
+from ..reading import is_known, unwrap
 
 __all__ = ["logits_of"]
 

@@ -6,19 +6,17 @@ import operator
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Any
 
 from torch import Tensor, fx
 
-from .assign import Step
-from .errors import ModulePathError
-from .ops.linear import scaled_weight
-from .place import module_calls
-from .reading import unwrap
-from .rules.basic import BasicRule
+from ..errors import ModulePathError
+from ..ops import Op, Slot, lookup
+from ..place import module_calls
+from ..reading import unwrap
+from .assign import Assignment
 from .seeds import seed_relevance
-from .vocabulary import Op, Slot, lookup
+from .step import Step
 
 __all__ = ["Written", "emit"]
 
@@ -29,8 +27,10 @@ class Written:
 
     Attributes
     ----------
-    step : Step
+    assignment : Assignment
         The node, its rule, and the operands.
+    call : fx.Node or None
+        The call of the rule's `Step`; None where relevance passes unchanged, or goes nowhere.
     value : fx.Node
         The value of the step's op.
     relevance : fx.Node or list
@@ -39,7 +39,8 @@ class Written:
         What it hands on to each operand.
     """
 
-    step: Step
+    assignment: Assignment
+    call: fx.Node | None
     value: fx.Node
     relevance: Any
     sent: Mapping[Slot, fx.Node]
@@ -47,10 +48,9 @@ class Written:
 
 def emit(
     graph_module: fx.GraphModule,
-    steps: Sequence[Step],
+    assigned: Sequence[Assignment],
     *,
     record: Sequence[str] = (),
-    constant: bool,
     times_input: bool = False,
     logits: fx.Node | None = None,
     batched: bool = True,
@@ -64,12 +64,10 @@ def emit(
     ----------
     graph_module : fx.GraphModule
         The canonical forward pass.
-    steps : sequence of Step
+    assigned : sequence of Assignment
         The rules.
     record : sequence of str
         Module paths whose input's relevance is wanted.
-    constant : bool
-        Whether parameters are constants, so that rules can modify them once.
     times_input : bool
         Whether what the rules propagate is to be multiplied with the value where it arrives, and where it is recorded.
     logits : fx.Node or None
@@ -94,13 +92,13 @@ def emit(
     with graph.inserting_after(inputs[-1]):
         target = graph.placeholder("target", default_value=None)
     with graph.inserting_before(end):
-        writer = _Writer(graph_module, steps, constant, times_input)
+        writer = _Writer(graph_module, assigned, times_input)
         start = (output, target) if logits is None else (output, target, logits)
         options: dict[str, Any] = {} if batched else {"batched": False}
         seed = graph.create_node("call_function", seed_relevance, start, options, name="seed")
         writer.add(logits or output, None, seed)
-        for step in reversed(steps):
-            writer.take_on(step)
+        for assignment in reversed(assigned):
+            writer.take_on(assignment)
         relevance = [writer.arrived(node) for node in inputs]
         recorded = {path: writer.at_input_of(path) for path in record}
         graph.output((output, tuple(relevance), recorded))
@@ -111,10 +109,10 @@ def emit(
 class _Writer:
     """Keeps, while the pass is written, what relevance each node has received, and from which step."""
 
-    def __init__(self, graph_module: fx.GraphModule, steps: Sequence[Step], constant: bool, times_input: bool) -> None:
+    def __init__(self, graph_module: fx.GraphModule, assigned: Sequence[Assignment], times_input: bool) -> None:
         self._times_input = times_input
-        self._module, self._graph, self._constant = graph_module, graph_module.graph, constant
-        self._givers = Counter(operand for step in steps for operand in step.operands.values())
+        self._module, self._graph = graph_module, graph_module.graph
+        self._givers = Counter(operand for each in assigned for operand in each.operands.values())
         self._received: dict[fx.Node, list[tuple[fx.Node | None, fx.Node]]] = defaultdict(list)
         self._totals: dict[fx.Node, fx.Node] = {}
         self.written: list[Written] = []
@@ -165,46 +163,40 @@ class _Writer:
             return node
         return next(user for user in node.users if user.target is operator.getitem and user.args[1] == 0)
 
-    def take_on(self, step: Step) -> None:
-        """Call the step's rule, and hand what it gives to the operands."""
-        relevance = self._relevance_of(step.node)
+    def take_on(self, assignment: Assignment) -> None:
+        """Call the rule of an op, and hand what it gives to the operands."""
+        node, operands = assignment.node, assignment.operands
+        relevance = self._relevance_of(node)
         if relevance is None:
             return
-        sent = self._sent(step, relevance) if step.operands else {}
+        called = bool(operands) and not assignment.rule.is_identity
+        call = self._called(assignment, relevance) if called else None
+        sent: dict[Slot, Any] = dict.fromkeys(operands, relevance) if call is None else self._parts(assignment, call)
         for slot, share in sent.items():
-            self.add(step.operands[slot], step.node, share)
-        self.written.append(Written(step, self._value_of(step.node), relevance, sent))
+            self.add(operands[slot], node, share)
+        self.written.append(Written(assignment, call, self._value_of(node), relevance, sent))
 
-    def _sent(self, step: Step, relevance: Any) -> dict[Slot, fx.Node]:
-        """What the step's rule hands on to each operand."""
-        node, rule = step.node, step.rule
-        slots, operands = list(step.operands), list(step.operands.values())
-        if rule.passes:
-            return {slots[0]: relevance}
+    def _called(self, assignment: Assignment, relevance: Any) -> fx.Node:
+        """The call of a rule's step."""
+        node, rule, operands = assignment.node, assignment.rule, list(assignment.operands.values())
         _, args, kwargs = unwrap(node)
-        if rule.takes_scale and not self._constant:
-            args, kwargs = _with_scale_outside(rule.op, args, kwargs)
         path = f"{node.name}_{rule.name}"
-        self._module.add_submodule(path, rule)
-        if isinstance(rule, BasicRule):
-            self._bind(rule, args)
+        self._module.add_submodule(path, Step(rule, assignment.site))
         output = self._value_of(node) if rule.needs_output else None
         name = f"R_{node.name}_inputs" if len(operands) > 1 else self._name(operands[0], node)
-        found = self._graph.create_node("call_module", path, (relevance, output, *args), dict(kwargs), name=name)
+        return self._graph.create_node("call_module", path, (relevance, output, *args), dict(kwargs), name=name)
+
+    def _parts(self, assignment: Assignment, call: fx.Node) -> dict[Slot, fx.Node]:
+        """What a step hands on to each operand."""
+        node, operands = assignment.node, assignment.operands
         if len(operands) == 1:
-            return {slots[0]: found}
+            return dict.fromkeys(operands, call)
         return {
             slot: self._graph.create_node(
-                "call_function", operator.getitem, (found, index), name=self._name(operand, node)
+                "call_function", operator.getitem, (call, index), name=self._name(operand, node)
             )
-            for index, (slot, operand) in enumerate(step.operands.items())
+            for index, (slot, operand) in enumerate(operands.items())
         }
-
-    def _bind(self, rule: BasicRule, args: tuple[Any, ...]) -> None:
-        """Let a rule modify its op's parameters once, if they are constants (a batch's statistics make none)."""
-        params = {name: args[p] for name, p in rule.op.params.items() if p < len(args) and args[p] is not None}
-        if self._constant and all(param.op == "get_attr" for param in params.values()):
-            rule.bind({name: attrgetter(param.target)(self._module) for name, param in params.items()})
 
     def _name(self, operand: fx.Node, consumer: fx.Node) -> str:
         return f"R_{operand.name}" if self._givers[operand] == 1 else f"R_{operand.name}_from_{consumer.name}"
@@ -227,18 +219,6 @@ class _Writer:
                 "relevance goes through (it may do nothing, be folded into another, or not be called)"
             )
         return found[0] if len(found) == 1 else tuple(found)
-
-
-def _with_scale_outside(
-    op: Op, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments of a linear layer that a batch norm was folded into, with the weight as it was before."""
-    position = op.params.get("weight", len(args))
-    weight = args[position] if position < len(args) else None
-    if not isinstance(weight, fx.Node) or weight.target is not scaled_weight:
-        return args, kwargs
-    inner, scale, *_ = weight.args
-    return (*args[:position], inner, *args[position + 1 :]), kwargs | {"channel_scale": scale}
 
 
 def _calls_of(node: fx.Node | None, path: str) -> set[str]:

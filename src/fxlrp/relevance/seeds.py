@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import TargetError
-from .values import may_look_at
+from ..errors import TargetError
+from ..values import may_look_at
 
 __all__ = ["Target", "as_tensor", "is_given", "seed_relevance"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from operator import attrgetter
@@ -17,27 +17,26 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.export import ExportedProgram
 from zennit.core import BasicHook, Composite
 
-from . import composites, ops
-from .assign import Step, assign
-from .canonizers import canonize_graph, fold_constants
+from . import composites
+from .canonizers import canonize_graph, fold_constants, reads
 from .capture import Capture, Output, capture
-from .emit import emit
 from .errors import InputError, ModulePathError
 from .given import check_inputs
 from .graph import writes_buffers
-from .logits import logits_of
 from .marks import FOLDED
 from .models import copy_sharing_tensors, count_fused_steps, lends_tensors, settings, stand_in, weights
 from .ops.activation import thresholded_relu
-from .program import Program, RelevancePass, has_batch
 from .reading import unwrap
-from .rules.base import Transpose
+from .relevance.assign import Assignment, assign
+from .relevance.emit import emit
+from .relevance.logits import logits_of
+from .relevance.program import Program, RelevancePass, has_batch
+from .relevance.rewrites import Emitted, optimize, prepare, rewrites_of
+from .rules.plain import Transpose
 from .values import is_wrapped
 from .wording import near_to
 
 __all__ = ["Method", "Programs", "outside_inference_mode"]
-
-_ = ops  # Importing the package fills the vocabulary.
 
 _CAPTURING = threading.RLock()
 
@@ -88,7 +87,7 @@ class Programs:
         Whether parameters stay live.
     record : sequence of str or callable
         Module paths, or a function of the capture that gives them.
-    output, unmatched, threshold_relu, final_activation
+    output, unmatched, threshold_relu, final_activation, optimize
         As of `fxlrp.convert`.
 
     Raises
@@ -109,12 +108,14 @@ class Programs:
         unmatched: str = "error",
         threshold_relu: bool = True,
         final_activation: str = "keep",
+        optimize: bool | Collection[str] = True,
     ) -> None:
         self._lender: nn.Module | None = None
         self._model, self._exported, self._methods = model, exported, methods
         self._trainable, self._record, self._output = trainable, record, output
         self._unmatched, self._threshold_relu = unmatched, threshold_relu
         self._final_activation = final_activation
+        self._optimize = rewrites_of(optimize)
         self.clear()
         if not trainable:
             count_fused_steps()
@@ -237,7 +238,7 @@ class Programs:
         for program in self.all:
             if program.settings == now and program.capture.fits(inputs):
                 return program
-        captured = capture(self._source(), inputs, self._output)
+        captured = capture(self._source(), inputs, self._output, keep=reads())
         if self._exported is not None and not captured.fits(inputs):
             made_for = ", ".join(f"{tuple(n.meta['val'].shape)} {n.meta['val'].dtype}" for n in captured.placeholders)
             raise InputError(
@@ -301,23 +302,24 @@ class Programs:
     def _canonized(self, captured: Capture, *, threshold_relu: bool) -> fx.GraphModule:
         canonical = fx.GraphModule(self._root(captured), copy.deepcopy(captured.graph_module.graph), "Canonical")
         canonize_graph(canonical, threshold_relu=threshold_relu)
+        prepare(canonical, self._optimize)
         if not self._trainable:
             fold_constants(canonical)
             _own_tensors(canonical)
         Program.number(canonical)
         return canonical
 
-    def steps(self, inputs: tuple[Tensor, ...]) -> tuple[fx.GraphModule, list[Step]]:
+    def steps(self, inputs: tuple[Tensor, ...]) -> tuple[fx.GraphModule, list[Assignment]]:
         """The canonical graph, and which rule each op gets by the first method: nothing is written yet."""
         check_inputs(inputs)
-        captured = capture(self._source(), inputs, self._output)
+        captured = capture(self._source(), inputs, self._output, keep=reads())
         canonical = self._canonical(captured)
         logits = logits_of(canonical.graph) if self._final_activation == "skip" else None
         return canonical, self._assigned(captured, canonical, self._methods[0], logits)
 
     def _assigned(
         self, captured: Capture, canonical: fx.GraphModule, method: Method, explained: fx.Node | None
-    ) -> list[Step]:
+    ) -> list[Assignment]:
         return assign(
             canonical.graph,
             captured.modules,
@@ -333,17 +335,17 @@ class Programs:
     ) -> RelevancePass:
         whole = fx.GraphModule(canonical, copy.deepcopy(canonical.graph), "Twin")
         logits = logits_of(whole.graph) if final_activation == "skip" else None
-        steps = self._assigned(captured, whole, method, logits)
+        assigned = self._assigned(captured, whole, method, logits)
         record = self._record(captured) if callable(self._record) else self._record
         written = emit(
             whole,
-            steps,
+            assigned,
             record=record,
-            constant=not self._trainable,
             times_input=method.gradient,
             logits=logits,
             batched=has_batch(canonical),
         )
+        optimize(Emitted(whole, written, constant=not self._trainable), self._optimize)
         whole.graph.lint()
         whole.recompile()
         return RelevancePass(whole, written)

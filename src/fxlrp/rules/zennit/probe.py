@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import RuleError
-from ..values import on_the_cpu
+from ...errors import RuleError
+from ...values import on_the_cpu
 
 __all__ = [
     "coefficients",

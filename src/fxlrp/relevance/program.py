@@ -12,12 +12,12 @@ from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.node import map_arg
 
-from .capture import Capture
+from ..capture import Capture
+from ..graph import drop_dead_code
+from ..marks import NUMBER, SIZE_BOUND, UNBATCHED
+from ..models import tensors_by_path
+from ..reading import is_known
 from .emit import Written
-from .graph import drop_dead_code
-from .marks import NUMBER, SIZE_BOUND, UNBATCHED
-from .models import tensors_by_path
-from .reading import is_known
 from .seeds import Target, as_tensor, is_given, seed_relevance
 
 __all__ = ["Program", "RelevancePass", "has_batch"]

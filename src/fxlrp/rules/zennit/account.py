@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from zennit.core import BasicHook, Stabilizer
 
-from ..values import on_the_cpu
-from ..vocabulary import Call, pull_back
+from ...ops import Call, pull_back
+from ...values import on_the_cpu
+from ..base import Account, paired, total
 from . import probe
-from .base import Account, paired, total
 from .stabilizer import has_stabilizer, with_stabilizers
 
 __all__ = ["Evaluated", "account_of", "expected_of"]

@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from zennit.core import Hook
 
-from ..vocabulary import Call
-from .base import Rule
+from ...ops import Call
+from ..base import Rule
 from .spelled import spelled
 
 __all__ = ["HookRule"]
@@ -62,11 +62,8 @@ class HookRule(Rule):
     """
 
     def __init__(self, hook: Hook, module: nn.Module) -> None:
-        super().__init__()
-        self.hook = hook
+        self.hook, self._module = hook, module
         self._takes_kwargs = _takes_kwargs(hook)
-        # In a tuple: the user's module is not to become a part of the twin.
-        self._module = (module,)
 
     @property
     def name(self) -> str:
@@ -76,7 +73,7 @@ class HookRule(Rule):
         return spelled(self.hook)
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
-        hook, module = self.hook, _view(self._module[0], call.params)
+        hook, module = self.hook, _view(self._module, call.params)
         inputs = call.inputs
         arguments = (module, inputs, dict(call.kwargs), output) if self._takes_kwargs else (module, inputs, output)
         try:

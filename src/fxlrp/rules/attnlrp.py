@@ -1,59 +1,26 @@
-"""Rules for what a composite leaves without one: each with its source, each conserving unless it says otherwise."""
+"""Rules for what zennit has no word for, each with its source: gates, products, normalizations, softmax, attention."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from zennit.core import stabilize
-from zennit.rules import Norm
 
-from ..vocabulary import Call, Slot, pull_back
-from .base import Account, Gradient, Pass, Rule, Transpose, paired, total
-from .basic import BasicRule
+from ..ops import Call, Slot, pull_back
+from .base import Account, Rule, paired, total
 
-__all__ = [
-    "Attention",
-    "Bilinear",
-    "Gate",
-    "Half",
-    "Linearized",
-    "Softmax",
-    "gradient",
-    "passed",
-    "proportional",
-    "transpose",
-]
+__all__ = ["STABILIZER", "Attention", "Bilinear", "Gate", "Half", "Linearized", "Softmax"]
 
 STABILIZER = 1e-6
 MASKED = -5e3
 """No score is as low as this: it is a mask. Those in use are -1e4, -1e9, the lowest finite number, minus infinity."""
 
-Slots = Mapping[Slot, fx.Node]
 
-
-def gradient(node: fx.Node, slots: Slots) -> Rule:
-    """The plain gradient, which zennit leaves to what it can name."""
-    return Gradient()
-
-
-def transpose(node: fx.Node, slots: Slots) -> Rule:
-    """The exact transpose, of structural ops."""
-    return Transpose()
-
-
-def passed(node: fx.Node, slots: Slots) -> Rule:
-    """Relevance passes unchanged."""
-    return Pass()
-
-
-def proportional(node: fx.Node, slots: Slots) -> Rule:
-    """Of a linear map: relevance goes to each input in proportion to its contribution (LRP-0, stabilized)."""
-    return BasicRule(Norm(stabilizer=STABILIZER))
-
-
+@dataclass(frozen=True, eq=False, repr=False)
 class Gate(Rule):
     """Signal x gate: all relevance to the signal, the gate is a constant (the signal-takes-it-all rule).
 
@@ -63,11 +30,8 @@ class Gate(Rule):
         Which of the factors is the signal, 0 or 1.
     """
 
+    signal: int
     needs_output = False
-
-    def __init__(self, signal: int) -> None:
-        super().__init__()
-        self.signal = signal
 
     def receivers(self, slots: Sequence[Slot]) -> Sequence[Slot]:
         return [slot for slot in slots if slot[0] == self.signal]
@@ -102,6 +66,7 @@ class Half(Rule):
         return paired(relevance, sum(weights)) / len(weights)
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Linearized(Rule):
     """A normalization whose deviation is held constant: a linear map, and relevance in proportion (LRP-epsilon).
 
@@ -111,9 +76,7 @@ class Linearized(Rule):
         ``(call) -> callable``: the linear map at the call's values.
     """
 
-    def __init__(self, linearize: Callable[[Call], Callable[[Tensor], Tensor]]) -> None:
-        super().__init__()
-        self.linearize = linearize
+    linearize: Callable[[Call], Callable[[Tensor], Tensor]]
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         (x,) = call.inputs
@@ -179,15 +142,15 @@ class Softmax(Rule):
 
     def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
         x = call.args[0].to(relevance.dtype)
-        return (softmax_relevance(x, output.to(relevance.dtype), relevance, call.args[1]),)
+        return (softmax_relevance(x, output.to(relevance.dtype), relevance, call["dim"]),)
 
     def account(self, call: Call, output: Any, relevance: Any) -> Account:
         """The remainder of the expansion."""
-        return Account(definition=softmax_remainder(call.args[0], output, relevance, call.args[1]))
+        return Account(definition=softmax_remainder(call.args[0], output, relevance, call["dim"]))
 
     def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
         """``sum_j R_s,j (v_j x_j - sum_i s_i v_i x_i)``."""
-        return paired(relevance, softmax_weights(call.args[0], output, weights[0], call.args[1]))
+        return paired(relevance, softmax_weights(call.args[0], output, weights[0], call["dim"]))
 
 
 class Bilinear(Rule):
@@ -262,7 +225,7 @@ class Attention(Rule):
         """Queries (scaled), keys, values, their scores (zero where they are masked), and the attention weights."""
         q, k, v = (x.to(relevance.dtype) for x in call.args[:3])
         k, v = _for_each_head(call, q, k, v)
-        mask, causal = call.argument(3), call.argument(5, False)
+        mask, causal = call["attn_mask"], call["is_causal"]
         scale = call.kwargs.get("scale")
         q = q * (q.shape[-1] ** -0.5 if scale is None else scale)
         scores = q.matmul(k.mT)

@@ -1,0 +1,1 @@
+"""The relevance pass: which rule each op gets, and how the pass is written into the graph."""
