@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -728,7 +729,8 @@ def test_what_is_left_out_is_left_out_and_no_more():
     composite = LayerMapComposite([(Activation, Pass()), (Convolution, ZPlus())])
     twin = fxlrp.convert(model, composite, example_inputs=torch.randn(1, 2, 6, 6))
     steps = [node for node in twin.graph.nodes if "zplus" in str(node.target)]
-    branches = {node.name: twin.graph_module.get_submodule(node.target).rule.branches for node in steps}
+    calls: dict[str, Any] = {node.name: twin.graph_module.get_submodule(node.target) for node in steps}
+    branches = {name: step.rule.branches for name, step in calls.items()}
     first, second = branches["R_input_1"], branches["R__1"]
     assert [branch.zero_input for branch in first] == [False, False]
     assert [branch.zero_input for branch in second] == [False, True]
