@@ -79,15 +79,23 @@ class Programs:
     ----------
     model : nn.Module
         The model, or the module of an exported program.
-    exported : ExportedProgram or None
-        What is captured in its place.
     methods : sequence of Method
         How it is explained.
+    exported : ExportedProgram or None
+        What is captured in its place.
     trainable : bool
         Whether parameters stay live.
     record : sequence of str or callable
         Module paths, or a function of the capture that gives them.
-    output, unmatched, threshold_relu, final_activation, optimize
+    output : str, int, callable or None
+        As of `fxlrp.convert`.
+    unmatched : {"error", "gradient", "note"}
+        As of `fxlrp.convert`; "note": say so of an op that has no rule.
+    threshold_relu : bool
+        As of `fxlrp.convert`.
+    final_activation : {"skip", "keep"}
+        As of `fxlrp.convert`.
+    optimize : bool or collection of str
         As of `fxlrp.convert`.
 
     Raises
@@ -162,6 +170,11 @@ class Programs:
         """The programs of a copy that has parameters of its own, for a model that was given others for a call.
 
         What was given is no part of the copy, but where parameters are constants: then these have its values.
+
+        Raises
+        ------
+        InputError
+            If parameters are constants, and what was given is a tensor within a transform of torch.func.
         """
         lent = [*self._model.parameters(), *self._model.buffers()]
         if not self._trainable and any(map(is_wrapped, lent)):

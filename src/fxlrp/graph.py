@@ -116,6 +116,12 @@ def call(like: fx.Node, target: Target, *args: Any, name: str | None = None, **k
         The node that the new one is made for: it takes over its module path and source line.
     target : callable
         The function to call. Its value's shape and dtype are computed on the fake tensors of the arguments.
+    *args
+        The arguments: nodes, and what is none.
+    name : str or None
+        The new node's; None for one after the function.
+    **kwargs
+        The arguments by name.
     """
     graph = like.graph
     args, kwargs = normal(target, args, kwargs)

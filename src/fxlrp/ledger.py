@@ -72,6 +72,11 @@ class Ledger:
         ----------
         limit : int or None
             How many rows to show, the worst ones; None for all.
+
+        Returns
+        -------
+        str
+            Lines of equal columns.
         """
         names = ("module", "op", "rule", "in", "to inputs", "bias", "stabilizer", "definition", "rest", "misplaced")
         cells = [

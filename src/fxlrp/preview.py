@@ -117,7 +117,11 @@ def check(
         As of `fxlrp.convert`.
     example_inputs : Tensor or tuple of Tensor
         Inputs to capture it with; their values do not matter.
-    output, threshold_relu, final_activation
+    output : str, int, callable or None
+        As of `fxlrp.convert`.
+    threshold_relu : bool
+        As of `fxlrp.convert`.
+    final_activation : {"skip", "keep"}
         As of `fxlrp.convert`.
 
     Returns

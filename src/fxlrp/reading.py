@@ -37,8 +37,10 @@ def read_as(
         The op that it is to be read as the value of.
     *operands
         That op's arguments.
-    like, name
-        As of `fxlrp.graph.call`; None for `value`, and no name.
+    like : fx.Node or None
+        As of `fxlrp.graph.call`; None for `value`.
+    name : str or None
+        As of `fxlrp.graph.call`.
     """
     computed: Any = value.args[0] if is_known(value) else value
     node = call(like or value, known, computed, *normal(target, operands, {})[0], name=name)

@@ -121,6 +121,11 @@ class Twin(nn.Module):
     def capture(self, x: Tensor | tuple[Tensor, ...]) -> Program:
         """Capture the model for inputs like `x` now, rather than at the first call with such.
 
+        Parameters
+        ----------
+        x : Tensor or tuple of Tensor
+            The model's input, or inputs.
+
         Returns
         -------
         Program
@@ -133,6 +138,11 @@ class Twin(nn.Module):
         """The graph module of the latest capture: ``(*inputs, target) -> (output, relevances, recorded)``.
 
         It explains classes, where there is a final activation that is not to be explained.
+
+        Raises
+        ------
+        FxlrpError
+            If nothing has been captured yet.
         """
         if not self._programs.all:
             raise FxlrpError(
@@ -282,10 +292,21 @@ def explain(
 
     Parameters
     ----------
-    model, composite, **options
+    model : nn.Module or torch.export.ExportedProgram
         As for `convert`.
-    x, target
+    x : Tensor or tuple of Tensor
         As for `Twin.forward`.
+    target : int, sequence of int, array, Tensor, callable or None
+        As for `Twin.forward`.
+    composite : zennit.core.Composite, str or None
+        As for `convert`.
+    **options
+        As for `convert`.
+
+    Returns
+    -------
+    Explanation
+        Output, relevance, and what was recorded.
 
     Raises
     ------

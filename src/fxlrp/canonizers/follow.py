@@ -101,10 +101,14 @@ def chain(
     ----------
     scale, shift : Tensor
         The map's, as `moved` broadcasts with.
-    own, before : Tensor
-        Shape (N,): of each new scale, the number of the map's own, and of the one among `scales`.
-    scales, moved : Tensor
-        Scales and shift in front of the map.
+    own : Tensor
+        Shape (N,): of each new scale, the number of the map's own.
+    scales : Tensor
+        Scales in front of the map.
+    before : Tensor
+        Shape (N,): of each new scale, the number of the one among `scales`.
+    moved : Tensor
+        Shift in front of the map.
     """
     return scale.reshape(-1)[own] * scales[before], scale * moved + shift
 

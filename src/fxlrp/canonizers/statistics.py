@@ -58,8 +58,12 @@ def synchronized_batch_norm_with_statistics(
 
     Parameters
     ----------
-    x, weight, bias, running_mean, running_var, momentum, eps
-        As of `batch_norm_with_statistics`; `x` is what this process has of the batch.
+    x : Tensor
+        What this process has of the batch, shape (B, C, ...).
+    weight, bias, running_mean, running_var : Tensor or None
+        As of `batch_norm_with_statistics`.
+    momentum, eps : float
+        As of `batch_norm_with_statistics`.
     process_group : str or None
         Name of the group, None for the default one. If there is none, or this process is alone in it, nothing is
         synchronized.

@@ -74,8 +74,12 @@ class ISNet(nn.Module):
     chunk_size : int or None
         How many of the original ISNet's maps are made at a time; they are made again in the backward pass, so that
         memory does not grow with their number. None: all at once.
-    threshold_relu, output, unmatched
-        As of `fxlrp.convert`; a batch norm that no layer precedes stays a linear layer of its own.
+    threshold_relu : bool
+        As of `fxlrp.convert`. By default, a batch norm that no layer precedes stays a linear layer of its own.
+    output : str, int, callable or None
+        As of `fxlrp.convert`.
+    unmatched : {"error", "gradient"}
+        As of `fxlrp.convert`.
 
     Raises
     ------
@@ -152,6 +156,8 @@ class ISNet(nn.Module):
 
         Raises
         ------
+        InputError
+            If `x` is not a floating-point tensor.
         VariantError
             If the model's output is not (B, C) with at least two classes.
         FxlrpError

@@ -58,8 +58,10 @@ def padded_convolution(
     ----------
     x, weight, bias : Tensor
         As of a convolution.
-    stride, padding, dilation, groups
+    stride, padding, dilation : sequence of int
         As of a convolution, spelled out.
+    groups : int
+        As of a convolution.
     pad : sequence of int
         As of `torch.nn.functional.pad`.
     """

@@ -170,6 +170,16 @@ class Call:
     def jvp(self, tangents: Sequence[Tensor]) -> Any:
         """The Jacobian-vector product: how the op's value changes, to first order, with its inputs along `tangents`.
 
+        Parameters
+        ----------
+        tangents : sequence of Tensor
+            One for each input, of its shape.
+
+        Returns
+        -------
+        Tensor or sequence of Tensor
+            Of the value's shape.
+
         Raises
         ------
         NoDerivative

@@ -29,8 +29,12 @@ def max_pooled(
 
     Parameters
     ----------
-    x, kernel, stride, padding, dilation, ceil_mode
+    x : Tensor
+        As of max pooling.
+    kernel, stride, padding, dilation : sequence of int
         As of max pooling, spelled out for each spatial dimension.
+    ceil_mode : bool
+        As of max pooling.
     winners : Tensor
         Where each value comes from: its position in the flattened spatial dimensions.
     """

@@ -53,7 +53,7 @@ def write(drawing: Figure, path: str | Path) -> None:
     ending = Path(path).suffix[1:].lower()
     try:
         write_file(path, lambda file: drawing.savefig(file, format=ending))
+    except InputError:
+        raise
     except ValueError as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"cannot write {path}: {error}") from error

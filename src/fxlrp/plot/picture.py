@@ -158,10 +158,12 @@ def save(rows: Sequence[Sequence[Panel]], path: str | Path, **options: Any) -> N
 
     Parameters
     ----------
-    rows, **options
+    rows : sequence of sequences of Panel
         As for `figure`.
     path : str or Path
         The file; its ending says the format.
+    **options
+        As for `figure`.
 
     Raises
     ------

@@ -81,11 +81,11 @@ def assign(
         What to do with an op that the vocabulary does not have, or has no rule for; "note": give it `Unsupported`.
     gradient : bool
         Whether what the composite leaves gets the plain gradient, in place of the vocabulary's default.
-    explained : fx.Node or None
-        The value that relevance starts from; None for the output.
     last : BasicHook or None
         The rule of the op that gives the output, whatever the composite says. Structure, and what passes relevance
         unchanged, may stand between that op and the output.
+    explained : fx.Node or None
+        The value that relevance starts from; None for the output.
 
     Raises
     ------

@@ -75,15 +75,15 @@ def emit(
     batched : bool
         As of `fxlrp.seed_relevance`.
 
-    Raises
-    ------
-    ModulePathError
-        If a module in `record` has no ops that relevance goes through.
-
     Returns
     -------
     list of Written
         The steps, in the order of the relevance pass.
+
+    Raises
+    ------
+    ModulePathError
+        If a module in `record` has no ops that relevance goes through.
     """
     graph = graph_module.graph
     end = next(node for node in graph.nodes if node.op == "output")

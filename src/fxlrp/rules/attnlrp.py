@@ -24,7 +24,7 @@ MASKED = -5e3
 class Gate(Rule):
     """Signal x gate: all relevance to the signal, the gate is a constant (the signal-takes-it-all rule).
 
-    Parameters
+    Attributes
     ----------
     signal : int
         Which of the factors is the signal, 0 or 1.
@@ -70,7 +70,7 @@ class Half(Rule):
 class Linearized(Rule):
     """A normalization whose deviation is held constant: a linear map, and relevance in proportion (LRP-epsilon).
 
-    Parameters
+    Attributes
     ----------
     linearize : callable
         ``(call) -> callable``: the linear map at the call's values.

@@ -60,8 +60,10 @@ class Site:
 
     Attributes
     ----------
-    op, target
-        The vocabulary's entry and the function called.
+    op : Op
+        The vocabulary's entry.
+    target : callable
+        The function called.
     slots : tuple of Slot
         The inputs that relevance flows to.
     where : str
@@ -124,6 +126,16 @@ class Rule:
     def at(self, site: Site) -> Rule:
         """This rule as it serves at a site: the same, unless it makes use of what is known there.
 
+        Parameters
+        ----------
+        site : Site
+            What is known of the op, before its values are.
+
+        Returns
+        -------
+        Rule
+            A rule that serves there alone.
+
         Raises
         ------
         RuleError
@@ -146,6 +158,11 @@ class Rule:
             The op's value; None where ``needs_output`` is False.
         relevance : Tensor
             Relevance of the op's value, of its shape.
+
+        Returns
+        -------
+        sequence of Tensor
+            One for each input, of its shape.
         """
         raise NotImplementedError
 
@@ -157,8 +174,17 @@ class Rule:
 
         Parameters
         ----------
-        call, output, relevance
-            As for `propagate`; `output` is always given.
+        call : Call
+            As for `propagate`.
+        output : Tensor
+            As for `propagate`, but always given.
+        relevance : Tensor
+            As for `propagate`.
+
+        Returns
+        -------
+        Account
+            The shares of the bias, the stabilizer, and the rule's own definition.
         """
         return Account(definition=total(relevance) - total(self.propagate(call, output, relevance)))
 
@@ -170,7 +196,11 @@ class Rule:
 
         Parameters
         ----------
-        call, output, relevance
+        call : Call
+            As for `account`.
+        output : Tensor
+            As for `account`.
+        relevance : Tensor
             As for `account`.
         weights : sequence of Tensor
             The v_i, one for each of ``call.inputs`` and of its shape.

@@ -106,7 +106,9 @@ def assert_conserves(
     ----------
     twin : Twin
         Made by `fxlrp.convert`.
-    x, target
+    x : Tensor or tuple of Tensor
+        As for the twin's call.
+    target : int, sequence of int, array, Tensor, callable or None
         As for the twin's call.
     leak : float
         The largest allowed rest of a node, see `fxlrp.Ledger`. The default is for float64; 1e-4 is for float32.
@@ -152,7 +154,7 @@ def assert_matches_zennit(
         As for `fxlrp.convert`; zennit applies its canonizers.
     x : Tensor
         The input.
-    target
+    target : int, sequence of int, array, Tensor, callable or None
         As for the twin's call.
     tolerance : float
         Largest difference, relative to the largest relevance. The default is for float64.

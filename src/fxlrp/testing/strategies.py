@@ -455,7 +455,7 @@ class _Draft:
 
 
 @st.composite
-def networks(
+def networks(  # numpydoc ignore=PR01
     draw: st.DrawFn,
     *,
     dims: Sequence[int] = (1, 2, 3),
@@ -493,6 +493,11 @@ def networks(
     -------
     SearchStrategy of nn.Module
         Each maps (B, *input_shape) to (B, classes), float64; ``input_shape`` is an attribute of it.
+
+    Raises
+    ------
+    ValueError
+        When drawn, if there are to be live statistics but no biases.
     """
     if live_statistics and not biases:
         raise ValueError("networks without biases have no live statistics: subtracting a mean is a shift")

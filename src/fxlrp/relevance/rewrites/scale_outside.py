@@ -23,7 +23,11 @@ def turned_weight(weight: Tensor, scale: Tensor, groups: int, transposed: bool) 
 
     Parameters
     ----------
-    weight, scale, groups, transposed
+    weight, scale : Tensor
+        As of `fxlrp.ops.linear.scaled_weight`.
+    groups : int
+        As of `fxlrp.ops.linear.scaled_weight`.
+    transposed : bool
         As of `fxlrp.ops.linear.scaled_weight`.
     """
     sign = scale.detach().sign()

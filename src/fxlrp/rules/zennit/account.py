@@ -94,8 +94,12 @@ def expected_of(
 
     Parameters
     ----------
-    hook, branches, relevance
-        As for `account_of`.
+    hook : zennit.core.BasicHook
+        The rule.
+    branches : sequence of Evaluated
+        Its branches.
+    relevance : Tensor
+        Relevance of the op's value.
     weights : sequence of Tensor
         For each input, of its shape.
     """

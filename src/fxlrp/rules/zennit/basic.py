@@ -33,7 +33,7 @@ class BasicRule(Rule):
     Where an op has several inputs (a sum), the modifiers and the reducer act on each: zennit, which sees a stack of
     the inputs, gives the same for elementwise modifiers and reducers, and there are no others.
 
-    Parameters
+    Attributes
     ----------
     hook : zennit.core.BasicHook
         The rule.
@@ -66,6 +66,16 @@ class BasicRule(Rule):
 
     def at(self, site: Site) -> BasicRule:
         """The rule with its branches.
+
+        Parameters
+        ----------
+        site : Site
+            What is known of the op.
+
+        Returns
+        -------
+        BasicRule
+            A rule that serves there alone.
 
         Raises
         ------
