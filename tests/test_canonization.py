@@ -540,7 +540,7 @@ def test_trainable(mode):
     assert relative(out.output, other(x)) < 1e-12
     for ours, theirs in zip(model.buffers(), other.buffers(), strict=True):
         torch.testing.assert_close(ours, theirs)
-    assert affine not in [unwrap(written.step.node)[0] for written in twin._programs.all[0].passes[0].written]
+    assert affine not in [unwrap(written.assignment.node)[0] for written in twin._programs.all[0].passes[0].written]
     snapshot = fxlrp.convert(model, "epsilon_plus")(x, 1)
     torch.testing.assert_close(out.relevance, snapshot.relevance, rtol=1e-9, atol=1e-12)
     gradients = torch.autograd.grad(out.relevance.square().sum(), list(model.parameters()), allow_unused=True)

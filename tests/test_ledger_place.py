@@ -15,9 +15,9 @@ from zennit.core import Stabilizer
 
 import fxlrp
 import fxlrp.compiler
-from fxlrp import rules
-from fxlrp.books import relative
+from fxlrp import canonizers, rules
 from fxlrp.capture import capture
+from fxlrp.ledger.books import relative
 from fxlrp.ops import _OPS, linear, lookup
 from fxlrp.ops.pooling import max_pooled
 from fxlrp.relevance.emit import _Writer

@@ -16,12 +16,12 @@ from zennit.core import Composite
 from . import composites
 from .canonizers.report import Report, report
 from .capture import Output
-from .compiler import Method, Programs
 from .given import check_choice, check_flags, check_model, inputs_of
 from .graph import carriers, name_of_target
 from .models import snapshot
 from .place import module_path
 from .reading import is_known, unwrap
+from .recipe import Method, Recipe
 from .relevance.assign import Assignment, Unsupported
 from .rules import BasicRule, Gradient, Rule, Transpose
 from .wording import columns
@@ -146,17 +146,18 @@ def check(
     check_flags(threshold_relu=threshold_relu)
     check_choice("final_activation", final_activation, ("skip", "keep"))
     exported = model if isinstance(model, ExportedProgram) else None
-    programs = Programs(
+    recipe = Recipe(
         model.module() if isinstance(model, ExportedProgram) else snapshot(model),
         [Method(composites.resolve(composite))],
-        exported=exported,
         trainable=False,
+        exported=exported,
         output=output,
         unmatched="note",
         threshold_relu=threshold_relu,
         final_activation=final_activation,
     )
-    canonical, steps = programs.steps(inputs_of(example_inputs))
+    recipe.check()
+    canonical, steps = recipe.assigned(inputs_of(example_inputs))
     of_node = {step.node: step for step in steps}
     active = carriers((node for node in canonical.graph.nodes if node.op == "placeholder"), masks=True)
     read = _read_by(of_node)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -12,11 +12,13 @@ from zennit.core import Composite
 
 from . import composites
 from .capture import Output
-from .compiler import Method, Programs, outside_inference_mode
+from .compiled import CompiledModule
+from .compiler import Programs, outside_inference_mode
 from .errors import FxlrpError, InputError
 from .given import check_choice, check_flags, check_model, check_options, inputs_of, paths_of
 from .listing import readable
 from .models import snapshot
+from .recipe import Method, Recipe
 from .relevance.program import Program
 from .relevance.seeds import Target
 
@@ -42,7 +44,7 @@ class Explanation(NamedTuple):
     recorded: dict[str, Any]
 
 
-class Twin(nn.Module):
+class Twin(CompiledModule):
     """A model that explains itself; made by `convert`, whose parameters are described there."""
 
     def __init__(
@@ -66,8 +68,7 @@ class Twin(nn.Module):
         self.training = module.training
         self.trainable = trainable
         self._kept = composites.Picklable(composite)
-        self._composite = composites.resolve(composite)
-        self._options = {
+        self._options: dict[str, Any] = {
             "record": record,
             "output": output,
             "unmatched": unmatched,
@@ -75,11 +76,14 @@ class Twin(nn.Module):
             "final_activation": final_activation,
             "optimize": optimize,
         }
-        self._programs = self._none_yet()
+        self._start()
 
-    def _none_yet(self) -> Programs:
+    _made_by_start = ("_composite", "_programs")
+
+    def _start(self) -> None:
+        self._composite = composites.resolve(self._kept.value)
         methods = [Method(self._composite)]
-        return Programs(self.model, methods, exported=self._exported, trainable=self.trainable, **self._options)
+        self._programs = Programs(Recipe(self.model, methods, self.trainable, self._exported, **self._options))
 
     def forward(self, x: Tensor | tuple[Tensor, ...], target: Target = None) -> Explanation:
         """The model's output at `x`, and why.
@@ -166,20 +170,6 @@ class Twin(nn.Module):
             return super().train(mode)
         self.training = mode
         return self
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Twin:
-        # Buffers are new tensors after a move: captures hold the old ones.
-        self._programs.clear()
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Captures are made again: they hold functions, and a copy of the model has tensors of its own.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_composite", "_programs")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._composite = composites.resolve(self._kept.value)
-        self._programs = self._none_yet()
 
     def extra_repr(self) -> str:
         captures = len(self._programs.all)

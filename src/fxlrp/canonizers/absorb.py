@@ -18,9 +18,10 @@ from ..ops.linear import CONVOLUTIONS, LINEAR, TRANSPOSED, layer_of, padded_conv
 from ..place import module_path
 from ..reading import is_known, read_as, unwrap
 from .fold import groups_of
-from .follow import Follower, Scaled, whole
+from .follow import Follower
 from .report import mark
 from .sample import spread
+from .scaled import Scaled, whole
 
 __all__ = ["absorb_affine_maps"]
 

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..capture import Capture, Output
+from ..compiled import CompiledModule
 from ..compiler import Programs, outside_inference_mode
 from ..errors import InputError, ModulePathError, VariantError
 from ..given import check_choice, check_flags, check_model, inputs_of, paths_of
+from ..recipe import Recipe
 from ..relevance.program import Program
 from .supervision import bottlenecks
 from .variants import Bounds, Settings, variant_of
@@ -39,7 +41,7 @@ class ISNetOutput(NamedTuple):
     heatmaps: dict[str, Tensor]
 
 
-class ISNet(nn.Module):
+class ISNet(CompiledModule):
     """Wrap a classifier, so that each forward pass gives its logits and their heatmaps.
 
     The wrapped model is trained, and taken out again as ``isnet.model``; there is no parameter beside its own.
@@ -130,16 +132,19 @@ class ISNet(nn.Module):
         self._options: dict[str, Any] = {"output": output, "unmatched": unmatched, "threshold_relu": threshold_relu}
         self._start()
 
+    _made_by_start = ("_variant", "_programs")
+
     def _start(self) -> None:
         self._variant = variant_of(self.variant, self._settings)
         record = () if self.deep_supervision is False else self.deep_supervision
-        self._programs = Programs(
+        recipe = Recipe(
             self.model,
             self._variant.methods,
             trainable=True,
             record=_bottlenecks if record is True else record,
             **self._options,
         )
+        self._programs = Programs(recipe)
 
     def forward(self, x: Tensor) -> ISNetOutput:
         """Logits and heatmaps.
@@ -200,19 +205,6 @@ class ISNet(nn.Module):
         if not self._variant.several:
             return maps[0]
         return torch.stack([*maps], 1) if len(maps) > 1 else maps[0].movedim(0, 1)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ISNet:
-        # Buffers are new tensors after a move: captures hold the old ones.
-        self._programs.clear()
-        return super()._apply(fn, recurse)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # Captures are made again: they hold functions, and a copy of the model has tensors of its own.
-        return {k: v for k, v in self.__dict__.items() if k not in ("_variant", "_programs")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._start()
 
     def extra_repr(self) -> str:
         return f"variant={self.variant}, deep_supervision={self.deep_supervision}"

@@ -13,8 +13,8 @@ from zennit.layer import Sum
 from zennit.rules import Epsilon, NoMod, Norm, Pass, ZBox, ZPlus
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
-from ..compiler import Method
 from ..errors import VariantError
+from ..recipe import Method
 from ..wording import did_you_mean
 
 __all__ = ["VARIANTS", "Settings", "Variant", "variant_of"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import zennit.rules
 from torch import Tensor, fx, nn
@@ -23,6 +23,7 @@ from ..rules.zennit.basic import BasicRule, is_basic
 from ..rules.zennit.hook import HookRule
 from ..values import on_the_cpu
 from .offers import Offers
+from .site import placed, site_of
 
 __all__ = ["Assignment", "Unsupported", "assign"]
 
@@ -128,8 +129,8 @@ def assign(
             else:
                 rule = BasicRule(last.copy())
         operands = {slot: operands[slot] for slot in rule.receivers(list(operands))}
-        site = _site(node, op, operands, all(operand in non_negative for operand in operands.values()))
-        assigned.append(Assignment(node, _placed(rule, site, node, operands), site, operands, node in given))
+        site = site_of(node, op, operands, all(operand in non_negative for operand in operands.values()))
+        assigned.append(Assignment(node, placed(rule, site, node, operands), site, operands, node in given))
         reached.update(operands.values())
     return assigned[::-1]
 
@@ -261,44 +262,3 @@ def _rule_of(hook: Hook, module: nn.Module, node: fx.Node, op: Op) -> Rule:
     if isinstance(hook, Hook):
         return HookRule(hook.copy(), module)
     raise RuleError(f"the composite gives {where(node)} a {type(hook).__name__}, which is not a zennit Hook")
-
-
-def _site(node: fx.Node, op: Op, slots: Mapping[Slot, fx.Node], non_negative: bool) -> Site:
-    """What is known of an op before it runs."""
-    target, args, _ = unwrap(node)
-    from_outside = all(operand.op == "placeholder" for operand in slots.values())
-    site = Site(op, target, tuple(slots), where(node), non_negative, from_outside)
-    if not slots:
-        return site
-    params = {name: args[site.names[own]] for name, own in op.params.items()}
-    shapes = {name: _shape(param) for name, param in params.items() if param is not None}
-    full = _shape(next(iter(slots.values())))
-    # Full-sized where it is small: a box may be given as an image.
-    small = [2, *full[1:2], *(size if size <= 4 else 4 for size in full[2:])][: len(full)]
-    return replace(site, input_shape=tuple(small), param_shapes=shapes)
-
-
-def _placed(rule: Rule, site: Site, node: fx.Node, slots: Mapping[Slot, fx.Node]) -> Rule:
-    if rule.is_identity:
-        _check_identity(rule, node, slots)
-    if not slots:
-        return rule
-    try:
-        return rule.at(site)
-    except RuleError as error:
-        name = type(rule.hook).__name__ if isinstance(rule, BasicRule) else type(rule).__name__
-        raise RuleError(f"{name} cannot be the rule of {site.where}: {error}") from error
-
-
-def _check_identity(rule: Rule, node: fx.Node, slots: Mapping[Slot, fx.Node]) -> None:
-    value = node.meta["val"]
-    value = value if isinstance(value, Tensor) else value[0]
-    if len(slots) != 1 or any(operand.meta["val"].shape != value.shape for operand in slots.values()):
-        raise RuleError(
-            f"{type(rule).__name__} cannot be the rule of {where(node)}: it needs one input, of the output's shape. "
-            "Use Norm, which shares relevance in proportion."
-        )
-
-
-def _shape(node: fx.Node) -> list[int]:
-    return [int(size) if isinstance(size, int) else 2 for size in node.meta["val"].shape]

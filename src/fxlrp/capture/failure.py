@@ -14,7 +14,7 @@ from typing import Any, TextIO, cast
 import torch
 from torch import nn
 
-from .frames import is_users
+from ..frames import is_users
 
 __all__ = ["why_not", "without_graphs"]
 

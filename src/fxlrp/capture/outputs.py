@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import fx
 
-from .errors import CaptureError
+from ..errors import CaptureError
 
 __all__ = ["Output", "chosen"]
 

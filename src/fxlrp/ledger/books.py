@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
 
-from .graph import name_of_target
-from .ops import Call, NoDerivative, Slot, lookup
-from .place import module_path
-from .reading import is_known, unwrap
-from .relevance.emit import Written
-from .rules.base import Account, Rule, paired, total
+from ..graph import name_of_target
+from ..ops import Call, NoDerivative, Slot, lookup
+from ..place import module_path
+from ..reading import is_known, unwrap
+from ..relevance.emit import Written
+from ..rules.base import Account, Rule, paired, total
 
 __all__ = ["Books", "Row", "relative"]
 
