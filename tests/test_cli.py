@@ -229,7 +229,7 @@ def no_work(monkeypatch):
     def worked(*_, **__):
         pytest.fail("there was work before the error")
 
-    for place in ("fxlrp.zoo.load", "fxlrp.demo.load_model", "fxlrp.demo.photographs", "fxlrp.images.read_image"):
+    for place in ("fxlrp.zoo.load", "fxlrp.demo.load_model", "fxlrp.demo.photographs", "fxlrp.io.images.read_image"):
         monkeypatch.setattr(place, worked)
     monkeypatch.setattr("fxlrp.zoo.Sweep", worked)
 

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fxlrp.errors import FxlrpError, InputError, MaskError
-from fxlrp.images import read_image, read_mask
+from fxlrp.io.images import read_image, read_mask
 from fxlrp.isnet.data import MaskedImages, read_folder
 
 ORIENTATION = 274

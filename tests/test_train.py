@@ -24,14 +24,15 @@ from torch.utils.data import default_collate
 from torchvision.models import resnet18
 
 import fxlrp
-from fxlrp import cli, files, zoo
+from fxlrp import cli, zoo
 from fxlrp.errors import InputError, MaskError
-from fxlrp.images import read_mask
+from fxlrp.io import files
+from fxlrp.io.images import read_mask
+from fxlrp.io.lock import alone_in
 from fxlrp.isnet.data import MaskedImages, Sample, read_folder, split
 from fxlrp.isnet.run import Run
 from fxlrp.isnet.train import COLUMNS, background_share
 from fxlrp.isnet.variants import Settings, epsilon_composite
-from fxlrp.lock import alone_in
 
 accelerate = pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")

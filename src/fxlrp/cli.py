@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-# Torch takes seconds to import: what needs it is imported where it is used, so that --help is quick.
-from .console import make_console, say
 from .errors import FxlrpError, ModelError
+
+# Torch takes seconds to import: what needs it is imported where it is used, so that --help is quick.
+from .io.console import make_console, say
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +42,7 @@ def _writes_a_picture(text: str, default: str | None = None) -> Callable[..., An
     """Adds the option that says where to draw. Whether that can be is looked at before anything else is done."""
 
     def checked(_: click.Context, __: click.Parameter, path: Path | None) -> Path | None:
-        from .files import check_picture
+        from .io.files import check_picture
 
         if path is not None:
             check_picture(path)
@@ -309,7 +310,7 @@ def models(
 
     timm and transformers come with the extra: pip install 'fxlrp[zoo]'
     """
-    from .files import check_output, write_file
+    from .io.files import check_output, write_file
 
     written = output.with_suffix(".md")
     check_output(output, [".json"])
@@ -355,7 +356,7 @@ def _load(
 ) -> tuple[LoadedModel, Any, int | None]:
     """The model, the image, and the index of the class. What is wrong is told before the work, not after."""
     from .composites import resolve
-    from .images import read_image
+    from .io.images import read_image
     from .zoo import find_class, load
 
     resolve(composite)

@@ -14,9 +14,9 @@ from torch import Tensor
 from zennit.composites import EpsilonGammaBox, EpsilonPlus, EpsilonPlusFlat
 from zennit.core import Composite
 
-from .console import printable, say
 from .errors import MissingExtraError, ModelError
-from .files import check_picture
+from .io.console import printable, say
+from .io.files import check_picture
 from .plot import Panel, heatmap, save
 from .twin import Twin, convert
 from .zoo import LoadedModel, find_class, load

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError, MaskError
-from ..images import read_image, read_mask
+from ..io.images import read_image, read_mask
 from .loss import mask_at
 
 __all__ = ["Folder", "MaskedImages", "Sample", "read_folder", "split"]

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.progress import track
 
 from .. import zoo
-from ..console import printable, say
 from ..errors import InputError, MissingExtraError
-from ..files import check_output, write_file
-from ..lock import alone_in
+from ..io.console import printable, say
+from ..io.files import check_output, write_file
+from ..io.lock import alone_in
 from .checkpoint import CHECKPOINT, read_checkpoint
 from .data import Folder, read_folder, split
 from .ranges import calibrate

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import write_file
+from ..io.files import write_file
 from .catalogue import LIBRARIES, Progress, build, names
 from .trial import Trial, try_out
 

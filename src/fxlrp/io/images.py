@@ -10,7 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import InputError, MaskError
+from ..errors import InputError, MaskError
 
 __all__ = ["read_image", "read_mask"]
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import InputError, MissingExtraError
+from ..errors import InputError, MissingExtraError
 
 __all__ = ["check_output", "check_picture", "write_file"]
 
