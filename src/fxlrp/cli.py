@@ -17,7 +17,6 @@ from .io.console import make_console, say
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from zennit.core import Composite
 
     from .zoo import LoadedModel
 
@@ -112,6 +111,7 @@ def explain(
     *, image: Path, name: str, weights: str | None, classes: int, composite: str, target: str | None, output: Path
 ) -> None:
     """Explain what a model sees in IMAGE: print the top classes, and draw their relevance."""
+    from .composites import resolve
     from .demo import top_table
     from .plot import Panel, save
     from .twin import convert
@@ -121,7 +121,7 @@ def explain(
     x = loaded.input(picture)
     _check_output(loaded, x)
     with console.status("Converting the model …"):
-        twin = convert(loaded.model, _composite(composite, loaded), example_inputs=x)
+        twin = convert(loaded.model, resolve(composite, loaded.bounds), example_inputs=x)
     with console.status("Explaining …"):
         out = twin(x, index)
     logits = out.output[0]
@@ -162,6 +162,7 @@ def audit(
     Prints the ledger, with the worst rows first: what biases, stabilizers and the rules' own definitions took. What
     nothing accounts for is a leak: a mistake of fxlrp, and exit code 1. Without IMAGE, the input is random.
     """
+    from .composites import resolve
     from .ledger import audit as account
     from .plot import flow, write
     from .twin import convert
@@ -172,7 +173,7 @@ def audit(
     loaded.model.double()
     _check_output(loaded, x)
     with console.status("Converting the model …"):
-        twin = convert(loaded.model, _composite(composite, loaded), example_inputs=x)
+        twin = convert(loaded.model, resolve(composite, loaded.bounds), example_inputs=x)
     with console.status("Accounting …"):
         ledger = account(twin, x, index)
     what = "random, smooth like a photograph's, always the same" if image is None else str(image)
@@ -387,13 +388,3 @@ def _noise() -> Any:
         pixels += torch.nn.functional.interpolate(grid, size=(size, size), mode="bilinear")
     pixels = (0.5 + 0.25 * pixels / pixels.std()).clamp(0, 1)
     return Image.fromarray((255 * pixels[0]).byte().permute(1, 2, 0).numpy())
-
-
-def _composite(name: str, loaded: LoadedModel) -> Composite | str:
-    """The composite of a name; one that needs the input's bounds gets those of the model's own normalisation."""
-    if name != "epsilon_gamma_box":
-        return name
-    from zennit.composites import EpsilonGammaBox
-
-    low, high = loaded.bounds
-    return EpsilonGammaBox(low=low, high=high)

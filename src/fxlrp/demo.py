@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
-from zennit.composites import EpsilonGammaBox, EpsilonPlus, EpsilonPlusFlat
 from zennit.core import Composite
 
+from .composites import resolve
 from .errors import MissingExtraError, ModelError
 from .io.console import printable, say
 from .io.files import check_picture
@@ -24,6 +24,8 @@ from .zoo import LoadedModel, find_class, load
 __all__ = ["Photo", "difference", "load_model", "photographs", "run", "spread"]
 
 MODEL = "timm:tf_efficientnet_lite0"
+
+COMPOSITES = ("epsilon_plus_flat", "epsilon_plus", "epsilon_gamma_box")
 
 LEGEND = """\
 [bold]heaviest ninth[/]: the cell of a 3 x 3 grid with most of the relevance in favour (spread evenly: 11% each)
@@ -110,12 +112,7 @@ def photographs() -> list[Photo]:
 
 def composites(loaded: LoadedModel) -> dict[str, Composite]:
     """The composites that are shown, by their names."""
-    low, high = loaded.bounds
-    return {
-        "epsilon_plus_flat": EpsilonPlusFlat(),
-        "epsilon_plus": EpsilonPlus(),
-        "epsilon_gamma_box": EpsilonGammaBox(low=low, high=high),
-    }
+    return {name: resolve(name, loaded.bounds) for name in COMPOSITES}
 
 
 def spread(relevance: Tensor) -> Spread:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MaskError, VariantError
+from ..values import widened
 from .module import ISNetOutput
 
 __all__ = ["ISNetLoss", "ISNetLosses", "background_loss", "foreground_loss", "gwrp", "mask_at"]
@@ -118,7 +119,7 @@ class ISNetLoss(nn.Module):
             If there is no range for one of the heatmaps.
         """
         with torch.autocast(out.logits.device.type, enabled=False):
-            classification = self.classification(_exact(out.logits), labels)
+            classification = self.classification(widened(out.logits), labels)
             masks = _checked(masks, out.heatmaps["input"])
             counts = masks.flatten(1).any(1)
             if has_mask is not None:
@@ -127,7 +128,7 @@ class ISNetLoss(nn.Module):
                         f"has_mask is one bool for each sample, {tuple(counts.shape)}: not {tuple(has_mask.shape)}"
                     )
                 counts = counts & has_mask.to(counts)
-            parts = {name: self._parts(name, _exact(maps), masks, counts) for name, maps in out.heatmaps.items()}
+            parts = {name: self._parts(name, widened(maps), masks, counts) for name, maps in out.heatmaps.items()}
             layers = torch.stack(
                 [self.w1 * background + self.w2 * foreground for background, foreground in parts.values()]
             )
@@ -249,10 +250,6 @@ _POOLS: dict[int, Callable[..., Tensor]] = {
     2: nn.functional.adaptive_avg_pool2d,
     3: nn.functional.adaptive_avg_pool3d,
 }
-
-
-def _exact(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def _checked(masks: Any, maps: Tensor) -> Tensor:
