@@ -219,7 +219,7 @@ def test_missing_extra(monkeypatch, tmp_path):
 
 
 def test_help_and_version():
-    for arguments in (["--help"], ["demo", "--help"], ["explain", "--help"], ["audit", "--help"]):
+    for arguments in (["--help"], *([command, "--help"] for command in main.commands)):
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0
         assert "Usage" in result.output
@@ -233,8 +233,8 @@ def no_work(monkeypatch):
     def worked(*_, **__):
         pytest.fail("there was work before the error")
 
-    for place in ("fxlrp.zoo.load", "fxlrp.demo.load_model", "fxlrp.demo.photographs", "fxlrp.io.images.read_image"):
-        monkeypatch.setattr(place, worked)
+    for place in ("showcase.load_lite0", "showcase.photographs", "subject.load", "subject.read_image"):
+        monkeypatch.setattr(f"fxlrp.cli.{place}", worked)
     monkeypatch.setattr("fxlrp.zoo.Sweep", worked)
 
 

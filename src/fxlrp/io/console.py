@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress
 
-__all__ = ["make_console", "printable", "say"]
+__all__ = ["make_console", "printable", "progress_bar", "say", "walk"]
+
+Step = TypeVar("Step")
 
 
 def make_console() -> Console:
@@ -26,3 +30,18 @@ def say(console: Console, text: str) -> None:
 def printable(text: str) -> str:
     """Text with a mark for each character that is none: those of a name that is not UTF-8, and line breaks."""
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def progress_bar(console: Console, *, transient: bool = False) -> Progress:
+    """A bar for each task: what is done, how far it is, and how long it will take; transient: it goes in the end."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=transient)
+
+
+def walk(console: Console, steps: Iterable[Step], what: str) -> Iterable[Step]:
+    """The steps, one after the other, with a bar that shows how far it is."""
+    from rich.progress import track
+
+    return track(steps, what, console=console, transient=True)

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from .. import zoo
@@ -26,7 +24,6 @@ __all__ = [
     "described",
     "draw",
     "line",
-    "progress_bar",
     "shown",
     "summary",
     "table",
@@ -126,15 +123,4 @@ def line(row: dict[str, Any]) -> str:
     return (
         f"{row['epoch']:5}  {row['seconds']:7.1f}  {row['total']:5.3f}  {row['classification']:14.3f}  "
         f"{row['heatmap']:7.3f}  {accuracy:>8}  {validation:>10}  {background:>10}"
-    )
-
-
-def progress_bar(console: Console) -> Any:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
     )

@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
 from .. import zoo
 from ..errors import InputError, MissingExtraError
-from ..io.console import printable, say
+from ..io.console import printable, progress_bar, say, walk
 from ..io.files import check_output, write_file
 from ..io.lock import alone_in
 from .checkpoint import CHECKPOINT, read_checkpoint
 from .data import Folder, read_folder, split
 from .ranges import calibrate
-from .report import COLUMNS, HEADER, background_share, described, draw, line, progress_bar, shown, summary, table
+from .report import COLUMNS, HEADER, background_share, described, draw, line, shown, summary, table
 from .run import CLIP, Run
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ def _train(
     main = accelerator.is_main_process
     if main:
         _prepare(output)
-    folder = read_folder(images, masks, progress=lambda steps: track(steps, "reading", console=console, transient=True))
+    folder = read_folder(images, masks, progress=lambda steps: walk(console, steps, "reading"))
     say(console, described(folder))
     checkpoint = output / CHECKPOINT
     conditions = _conditions(settings, folder, accelerator.num_processes)
@@ -144,7 +143,7 @@ def _train(
     save()
     if len(rows) < settings.epochs:
         say(console, HEADER)
-    with progress_bar(console) as progress:
+    with progress_bar(console, transient=True) as progress:
         for epoch in range(len(rows), settings.epochs):
             task = progress.add_task(f"epoch {epoch + 1} of {settings.epochs}", total=len(run.loader))
             row = {"epoch": epoch + 1, **run.epoch(epoch, lambda task=task: progress.advance(task))}
