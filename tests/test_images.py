@@ -16,7 +16,7 @@ from PIL import Image
 
 from fxlrp.errors import FxlrpError, InputError, MaskError
 from fxlrp.io.images import read_image, read_mask
-from fxlrp.isnet.data import MaskedImages, read_folder
+from fxlrp.training.data import MaskedImages, read_folder
 
 ORIENTATION = 274
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from ..io.console import make_console, say
+from ..training.settings import TrainSettings
 
 __all__ = ["train"]
 
@@ -79,9 +80,8 @@ def train(*, images: Path, masks: Path, output: Path, restart: bool, **settings:
 
     Needs the packages of the extra: pip install 'fxlrp[train]'
     """
-    from ..isnet.checkpoint import CHECKPOINT
-    from ..isnet.train import TrainSettings
-    from ..isnet.train import train as run
+    from ..training.checkpoint import CHECKPOINT
+    from ..training.train import train as run
 
     console = make_console()
     try:

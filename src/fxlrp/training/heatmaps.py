@@ -1,41 +1,23 @@
-"""What a training says of itself: lines, tables and pictures."""
+"""The heatmaps of a training: how much of them lies in the background, and a picture of a few."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import zoo
 from ..plot import Panel, figure, write
-from .data import Folder, MaskedImages, Sample
+from ..zoo import LoadedModel
+from .data import MaskedImages, Sample
 
-__all__ = [
-    "COLUMNS",
-    "HEADER",
-    "LOSSES",
-    "background_share",
-    "described",
-    "draw",
-    "line",
-    "shown",
-    "summary",
-    "table",
-]
-
-LOSSES = ("total", "classification", "heatmap", "background", "foreground")
-COLUMNS = ("epoch", "seconds", *LOSSES, "accuracy", "validation_accuracy", "validation_background")
-"""Of the log."""
+__all__ = ["background_share", "draw", "shown"]
 
 PICTURES = 6
 
-HEADER = "epoch  seconds  total  classification  heatmap  accuracy  validation  background"
+Explained = tuple[Tensor, Tensor]
+"""Of one sample, the classes' probabilities (C,) and the relevance (3, h, w)."""
 
 
 def background_share(relevance: Tensor, masks: Tensor) -> Tensor:
@@ -68,10 +50,10 @@ def shown(samples: Sequence[Sample]) -> list[Sample]:
 
 def draw(
     path: Path,
-    loaded: zoo.LoadedModel,
+    loaded: LoadedModel,
     samples: Sequence[Sample],
-    before: Sequence[tuple[Tensor, Tensor]],
-    after: Sequence[tuple[Tensor, Tensor]],
+    before: Sequence[Explained],
+    after: Sequence[Explained],
 ) -> None:
     """Images, and their heatmaps before and after, one below the other, with the outlines of the masks."""
     size = after[0][1].shape[-1]
@@ -79,7 +61,7 @@ def draw(
     photos = [loaded.photo(data[i][0])[0] for i in range(len(data))]
     masks = [data[i][2] for i in range(len(data))]
 
-    def panels(found: Sequence[tuple[Tensor, Tensor]]) -> list[Panel]:
+    def panels(found: Sequence[Explained]) -> list[Panel]:
         made = []
         for sample, photo, mask, (chances, relevance) in zip(samples, photos, masks, found, strict=True):
             title = f"“{loaded.classes[sample.label]}” at {chances[sample.label]:.0%}"
@@ -94,33 +76,3 @@ def draw(
         if mask.any() and not mask.all():
             axes.contour(mask.float().numpy(), levels=[0.5], colors="#1b9e77", linewidths=1.2)
     write(drawing, path)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in row.values()] for row in rows)
-    return text.getvalue()
-
-
-def summary(conditions: dict[str, Any], loaded: zoo.LoadedModel, ranges: Any) -> str:
-    mean, std = ([round(number, 6) for number in value.flatten().tolist()] for value in (loaded.mean, loaded.std))
-    return json.dumps(conditions | {"mean": mean, "std": std, "ranges": ranges}, indent=2) + "\n"
-
-
-def described(folder: Folder) -> str:
-    with_mask = sum(sample.mask is not None for sample in folder.samples)
-    unused = f"; {folder.unused} masks of no image" if folder.unused else ""
-    return f"{len(folder.samples)} images of {len(folder.classes)} classes, {with_mask} with a mask{unused}."
-
-
-def line(row: dict[str, Any]) -> str:
-    accuracy, validation, background = (
-        "-" if row[name] is None else f"{row[name]:.1%}"
-        for name in ("accuracy", "validation_accuracy", "validation_background")
-    )
-    return (
-        f"{row['epoch']:5}  {row['seconds']:7.1f}  {row['total']:5.3f}  {row['classification']:14.3f}  "
-        f"{row['heatmap']:7.3f}  {accuracy:>8}  {validation:>10}  {background:>10}"
-    )
