@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MissingExtraError, ModelError, TargetError
-from ..testing.models import trained
+from ..weights import trained
 from ..wording import near_to
 
 __all__ = ["LoadedModel", "class_names", "find_class", "load"]

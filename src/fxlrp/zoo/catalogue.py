@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import MissingExtraError, ModelError
-from ..testing.models import settled, trained
+from ..weights import settled, trained
 
 __all__ = ["LIBRARIES", "Sample", "build", "names"]
 

@@ -8,7 +8,7 @@ import hypothesis.strategies as st
 import torch
 from torch import Tensor, nn
 
-from ..models import trained
+from ...weights import trained
 from .blocks import Blocks
 from .layers import shape_after
 from .modules import FrozenBatchNorm, Network, Shape
