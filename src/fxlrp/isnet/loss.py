@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from ..values import widened
 from .module import ISNetOutput
 
 __all__ = ["ISNetLoss", "ISNetLosses", "background_loss", "foreground_loss", "gwrp", "mask_at"]
+
+Classification = Callable[..., Tensor]
+"""``(logits, labels) -> scalar``, with labels of whatever kind it takes."""
 
 Range = tuple[float, float]
 Ranges = Mapping[str, Range | Sequence[Range]]
@@ -78,7 +81,7 @@ class ISNetLoss(nn.Module):
         w2: float = 1.0,
         ranges: Ranges | None = None,
         *,
-        classification: Callable[[Tensor, Any], Tensor] = nn.functional.cross_entropy,
+        classification: Classification = nn.functional.cross_entropy,
         activation: float = 1.0,
         decay: float = 0.7,
     ) -> None:
@@ -90,7 +93,7 @@ class ISNetLoss(nn.Module):
         self.classification, self.activation, self.decay = classification, activation, decay
         self.ranges = None if ranges is None else {name: _pairs(name, value) for name, value in ranges.items()}
 
-    def forward(self, out: ISNetOutput, labels: Any, masks: Tensor, has_mask: Tensor | None = None) -> ISNetLosses:
+    def forward(self, out: ISNetOutput, labels: object, masks: Tensor, has_mask: Tensor | None = None) -> ISNetLosses:
         """The loss of a batch.
 
         Parameters
@@ -252,7 +255,7 @@ _POOLS: dict[int, Callable[..., Tensor]] = {
 }
 
 
-def _checked(masks: Any, maps: Tensor) -> Tensor:
+def _checked(masks: object, maps: Tensor) -> Tensor:
     """The masks as bool, (B, 1, ...)."""
     if not isinstance(masks, Tensor):
         raise MaskError(f"masks are a tensor, not a {type(masks).__name__}")
