@@ -16,8 +16,8 @@ from skimage import data
 from zennit.composites import COMPOSITES
 
 import fxlrp
-from fxlrp.demo import load_model
 from fxlrp.errors import CompositeError
+from fxlrp.zoo import load_lite0
 
 PATCH = 16
 
@@ -38,7 +38,7 @@ def area_over_curve(model: torch.nn.Module, x: torch.Tensor, target: int, order:
 
 def main() -> None:
     torch.manual_seed(0)
-    loaded = load_model()
+    loaded = load_lite0()
     inputs = [loaded.input(Image.fromarray(photo)) for photo in (data.chelsea(), data.coffee(), data.astronaut())]
     cases = [(x, int(c)) for x in inputs for c in loaded.model(x)[0].topk(1).indices]
     patches = (inputs[0].shape[-1] // PATCH) ** 2

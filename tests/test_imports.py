@@ -20,8 +20,15 @@ def test_a_folder_of_this_name_is_not_taken_for_the_package(tmp_path):
 
 
 def test_help_does_not_wait_for_torch(tmp_path):
-    code = "import sys\nfrom fxlrp.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    assert run(f"{code}print('torch' in sys.modules)", tmp_path).endswith("False")
+    code = """
+import sys
+from fxlrp.cli import main
+
+for arguments in ([], *([command] for command in main.commands)):
+    main([*arguments, "--help"], standalone_mode=False)
+print(len(main.commands), "torch" in sys.modules)
+"""
+    assert run(code, tmp_path).endswith("5 False")
 
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "import_graph.py"
