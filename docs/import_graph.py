@@ -2,8 +2,8 @@
 
     python docs/import_graph.py docs/design.md [--check]
 
-A room is a module, or a package, directly in fxlrp. An import counts wherever it stands: at the top, in a function,
-under ``TYPE_CHECKING``. Between the page's marks a graph is written, of the imports that no others imply; `--check` says
+A room is a module, or a package, directly in fxlrp. An import counts wherever it stands: at the top, in functions,
+under ``TYPE_CHECKING``. A graph is written between the marks, of the imports that no others imply; `--check` says
 instead whether it is the one that is there. Fails if there is a circle, of rooms or of modules.
 """
 
