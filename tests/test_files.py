@@ -12,18 +12,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from fxlrp import files, lock
-from fxlrp.console import printable, say
 from fxlrp.errors import InputError
-from fxlrp.files import check_output, write_file
-from fxlrp.lock import alone_in
+from fxlrp.io import files, lock
+from fxlrp.io.console import printable, say
+from fxlrp.io.files import check_output, write_file
+from fxlrp.io.lock import alone_in
 
 ENDINGS = [".png", ".pdf"]
 
 HOLD = """
 import os, sys, time
 from pathlib import Path
-from fxlrp.lock import alone_in
+from fxlrp.io.lock import alone_in
 
 with alone_in(Path(sys.argv[1])):
     # A child speaks for itself: what happens in it after the fork is over then.

@@ -19,7 +19,7 @@ from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 import fxlrp
 from fxlrp.testing.assertions import relative, zennit_relevance
-from fxlrp.testing.models import settled, trained
+from fxlrp.weights import settled, trained
 
 
 def lrp_0() -> LayerMapComposite:

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from fxlrp.errors import FxlrpError, InputError, MaskError
-from fxlrp.images import read_image, read_mask
-from fxlrp.isnet.data import MaskedImages, read_folder
+from fxlrp.io.images import read_image, read_mask
+from fxlrp.training.data import MaskedImages, read_folder
 
 ORIENTATION = 274
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -19,5 +20,37 @@ def test_a_folder_of_this_name_is_not_taken_for_the_package(tmp_path):
 
 
 def test_help_does_not_wait_for_torch(tmp_path):
-    code = "import sys\nfrom fxlrp.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    assert run(f"{code}print('torch' in sys.modules)", tmp_path).endswith("False")
+    code = """
+import sys
+from fxlrp.cli import main
+
+for arguments in ([], *([command] for command in main.commands)):
+    main([*arguments, "--help"], standalone_mode=False)
+print(len(main.commands), "torch" in sys.modules)
+"""
+    assert run(code, tmp_path).endswith("5 False")
+
+
+SCRIPT = Path(__file__).parents[1] / "docs" / "import_graph.py"
+
+
+def test_imports_go_one_way():
+    """Neither modules nor rooms import one another, in functions and under TYPE_CHECKING neither; nor the package."""
+    script = runpy.run_path(str(SCRIPT))
+    modules = script["modules"]()
+    assert len(modules) > 80
+    assert script["circles"](modules) == []
+    assert script["circles"](script["rooms"](modules)) == []
+    assert not list(modules.predecessors("fxlrp"))
+
+
+def test_the_circle_that_is_looked_for_would_be_found():
+    script = runpy.run_path(str(SCRIPT))
+    modules = script["modules"]()
+    modules.add_edge("fxlrp.errors", "fxlrp.twin")
+    assert any({"fxlrp.errors", "fxlrp.twin"} <= set(each) for each in script["circles"](modules))
+
+
+def test_the_graph_in_the_documentation_is_that_of_today():
+    page = SCRIPT.with_name("design.md")
+    subprocess.run([sys.executable, str(SCRIPT), str(page), "--check"], check=True)

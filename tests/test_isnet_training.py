@@ -326,6 +326,7 @@ WRONG = {
     "p": (lambda: fxlrp.ISNetLoss(p=1.5), VariantError, "p is 1.5"),
     "negative p": (lambda: fxlrp.ISNetLoss(p=-0.1), VariantError, "p is -0.1"),
     "d": (lambda: fxlrp.ISNetLoss(d=2), VariantError, "d is 2"),
+    "batches of names": (lambda: fxlrp.calibrate(fxlrp.ISNet(Net()), [["a.png"]]), InputError, "tensor of images"),
 }
 
 

@@ -14,7 +14,7 @@ from torch import fx, nn
 from zennit.core import Stabilizer
 
 import fxlrp
-import fxlrp.compiler
+import fxlrp.recipe
 from fxlrp import canonizers, rules
 from fxlrp.capture import capture
 from fxlrp.ledger.books import relative
@@ -59,9 +59,9 @@ def captured_once(model, x):
     """All twins of this model share one capture."""
     found = capture(model, (x,), keep=canonizers.reads())
     with pytest.MonkeyPatch.context() as patch:
-        plain = fxlrp.compiler.capture
+        plain = fxlrp.recipe.capture
         patch.setattr(
-            fxlrp.compiler, "capture", lambda m, *rest, **options: found if m is model else plain(m, *rest, **options)
+            fxlrp.recipe, "capture", lambda m, *rest, **options: found if m is model else plain(m, *rest, **options)
         )
         yield
 

@@ -18,7 +18,7 @@ from zennit.layer import Sum
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 import fxlrp
-import fxlrp.compiler
+import fxlrp.recipe
 from fxlrp import canonizers
 from fxlrp.canonizers import rewrites
 from fxlrp.canonizers.batch_norm import inverse_deviation
@@ -144,7 +144,7 @@ def test_every_rule_on_every_network(monkeypatch, count):
         # The model is kept beside its capture, so that its id is no other's.
         return captures.setdefault(id(model), (model, capture(model, inputs, output, **options)))[1]
 
-    monkeypatch.setattr(fxlrp.compiler, "capture", once)
+    monkeypatch.setattr(fxlrp.recipe, "capture", once)
 
     @examples(count)
     @given(cases())
@@ -154,6 +154,9 @@ def test_every_rule_on_every_network(monkeypatch, count):
             assert_conserves(fxlrp.convert(model, layer_map(rule), trainable=True), x, 1)
         for rule in OTHERS:
             assert_conserves(fxlrp.convert(model, layer_map(rule), trainable=True), x, 1, unconserved=None)
+        for rule in [*CONSERVING, *OTHERS] if count > 1 else ():
+            twins = (fxlrp.convert(model, layer_map(rule), trainable=True, optimize=each) for each in (True, False))
+            assert relative(*(twin(x, 1).relevance for twin in twins)) < 1e-10
         captures.clear()
 
     check()

@@ -24,14 +24,16 @@ from torch.utils.data import default_collate
 from torchvision.models import resnet18
 
 import fxlrp
-from fxlrp import cli, files, zoo
+from fxlrp import cli, zoo
 from fxlrp.errors import InputError, MaskError
-from fxlrp.images import read_mask
-from fxlrp.isnet.data import MaskedImages, Sample, read_folder, split
-from fxlrp.isnet.run import Run
-from fxlrp.isnet.train import COLUMNS, background_share
+from fxlrp.io import files
+from fxlrp.io.images import read_mask
+from fxlrp.io.lock import alone_in
 from fxlrp.isnet.variants import Settings, epsilon_composite
-from fxlrp.lock import alone_in
+from fxlrp.training.data import MaskedImages, Sample, read_folder, split
+from fxlrp.training.heatmaps import background_share
+from fxlrp.training.log import COLUMNS
+from fxlrp.training.run import Run
 
 accelerate = pytest.importorskip("accelerate")
 pytest.importorskip("matplotlib")
@@ -276,7 +278,7 @@ def test_restart(data, trained, tmp_path, monkeypatch):
 
     shutil.copytree(trained[0], tmp_path, dirs_exist_ok=True)
     with monkeypatch.context() as patch:
-        patch.setattr("fxlrp.isnet.train.calibrate", interrupted)
+        patch.setattr("fxlrp.training.train.calibrate", interrupted)
         result = run(data, tmp_path, "--restart", lr=0.02)
     assert result.exit_code == 130
     assert "Nothing was saved" in result.output
@@ -495,7 +497,7 @@ def no_work(monkeypatch):
     def worked(*_, **__):
         pytest.fail("there was work before the error")
 
-    monkeypatch.setattr("fxlrp.isnet.train.calibrate", worked)
+    monkeypatch.setattr("fxlrp.training.train.calibrate", worked)
     monkeypatch.setattr(Run, "epoch", worked)
 
 

@@ -19,7 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import fxlrp
 from fxlrp.testing.assertions import relative
-from fxlrp.testing.models import trained
+from fxlrp.weights import trained
 
 
 def network(seed: int = 0) -> nn.Sequential:

@@ -16,7 +16,7 @@ from torch import nn
 import fxlrp
 from fxlrp import errors, zoo
 from fxlrp.cli import main
-from fxlrp.testing.models import settled, trained
+from fxlrp.weights import settled, trained
 from fxlrp.zoo.catalogue import LIBRARIES
 from fxlrp.zoo.sweep import table
 

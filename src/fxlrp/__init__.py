@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import errors, rules, testing, vocabulary
+    from . import canonizers, errors, rules, testing, vocabulary
     from .canonizers import canonize
     from .isnet import ISNet, ISNetLoss, ISNetLosses, ISNetOutput, calibrate
     from .ledger import Ledger, audit
@@ -26,6 +26,7 @@ __all__ = [
     "audit",
     "calibrate",
     "canonize",
+    "canonizers",
     "check",
     "convert",
     "errors",

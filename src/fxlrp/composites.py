@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from typing import Any
 
+from torch import Tensor
 from zennit.canonizers import CompositeCanonizer, NamedMergeBatchNorm, SequentialMergeBatchNorm
-from zennit.composites import COMPOSITES
+from zennit.composites import COMPOSITES, EpsilonGammaBox
 from zennit.core import Composite
 from zennit.torchvision import (
     ResNetBasicBlockCanonizer,
@@ -18,12 +19,15 @@ from zennit.torchvision import (
 from .errors import CompositeError, MissingExtraError
 from .wording import did_you_mean, near_to
 
-__all__ = ["DEFAULT", "Picklable", "check_names", "foreign_canonizers", "names_of", "resolve"]
+__all__ = ["DEFAULT", "Bounds", "Picklable", "check_names", "foreign_canonizers", "names_of", "resolve"]
+
+Bounds = tuple[float | Tensor, float | Tensor]
+"""The lowest and the highest value of an input: numbers, or tensors that broadcast to it."""
 
 DEFAULT = "epsilon_plus_flat"
 """The composite of ``composite=None``; how it was chosen: ``docs/composites.md``."""
 
-BOX = {"low": -3.0, "high": 3.0}
+BOX: Bounds = (-3.0, 3.0)
 """Input bounds of a composite that needs some and is given by its name: ImageNet-normalized photographs lie within."""
 
 _OURS = (
@@ -37,8 +41,15 @@ _OURS = (
 """Canonizers whose work the graph's own canonization does."""
 
 
-def resolve(composite: Composite | str | None) -> Composite:
+def resolve(composite: Composite | str | None, bounds: Bounds = BOX) -> Composite:
     """A zennit composite, from itself, from its name in `zennit.composites.COMPOSITES`, or the default for None.
+
+    Parameters
+    ----------
+    composite : zennit.core.Composite, str or None
+        As of `fxlrp.convert`.
+    bounds : tuple
+        Of the input: for a composite that needs them and is given by its name.
 
     Raises
     ------
@@ -58,8 +69,10 @@ def resolve(composite: Composite | str | None) -> Composite:
         raise CompositeError(
             f"there is no composite '{composite}'{hint} The names are: {', '.join(sorted(COMPOSITES))}."
         )
-    kind = COMPOSITES[composite]
-    return kind(**BOX) if composite == "epsilon_gamma_box" else kind()
+    if composite == "epsilon_gamma_box":
+        low, high = bounds
+        return EpsilonGammaBox(low=low, high=high)
+    return COMPOSITES[composite]()
 
 
 def foreign_canonizers(composite: Composite) -> list[Any]:

@@ -15,5 +15,6 @@ def readable(graph: fx.Graph) -> str:
     code = re.sub(r";\s+\w+ = .*None$", "", graph.python_code("self").src.strip(), flags=re.MULTILINE)
     code = re.sub(r"torch\.ops\.(aten\.\w+)\.\w+", r"\1", code)
     for function in {node.target for node in graph.nodes if inspect.isfunction(node.target)}:
-        code = re.sub(rf"\bfxlrp_\w+_{function.__name__}\(", f"{function.__name__}(", code)
+        qualified = f"{function.__module__}.{function.__name__}".replace(".", "_")
+        code = re.sub(rf"\b{qualified}(_\d+)?\(", f"{function.__name__}(", code)
     return "\n".join(line.rstrip() for line in code.splitlines() if line.strip()) + "\n"

@@ -1,4 +1,4 @@
-"""Of a tensor's values: when they may be looked at, to choose what to compute, and where they are made."""
+"""Of a tensor's values: when they may be looked at, where they are made, and in which precision they are summed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-__all__ = ["is_wrapped", "may_look_at", "on_the_cpu"]
+__all__ = ["is_wrapped", "may_look_at", "on_the_cpu", "widened"]
 
 
 def may_look_at(*tensors: Tensor) -> bool:
@@ -36,3 +36,8 @@ def on_the_cpu(function: Callable[_P, _T]) -> Callable[_P, _T]:
             return function(*args, **kwargs)
 
     return run
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """The same numbers in single precision, where they are of half: what is summed of these would be rounded away."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

@@ -1,4 +1,4 @@
-"""A value as ``scale * base + shift``, with a `base` that is free of affine maps, and how scales and shifts are made."""
+"""A value as ``scale * base + shift``, its base free of affine maps; and how scales and shifts are made."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..values import widened
+
 __all__ = ["batch_norm_with_statistics", "synchronized_batch_norm_with_statistics"]
 
 aten = torch.ops.aten
@@ -71,7 +73,7 @@ def synchronized_batch_norm_with_statistics(
     group = _group(process_group)
     if group is None or dist.get_world_size(group) == 1:
         return batch_norm_with_statistics(x, weight, bias, running_mean, running_var, momentum, eps)
-    exact = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    exact = widened(x)
     others, channels = [d for d in range(x.ndim) if d != 1], (-1, *(1,) * (x.ndim - 2))
     number = exact.new_full((1,), x.numel() // x.shape[1])
     total, count = _SumOfProcesses.apply(torch.cat([exact.sum(others), number]), group.group_name).split(

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MaskError, VariantError
+from ..values import widened
 from .module import ISNetOutput
 
 __all__ = ["ISNetLoss", "ISNetLosses", "background_loss", "foreground_loss", "gwrp", "mask_at"]
+
+Classification = Callable[..., Tensor]
+"""``(logits, labels) -> scalar``, with labels of whatever kind it takes."""
 
 Range = tuple[float, float]
 Ranges = Mapping[str, Range | Sequence[Range]]
@@ -77,7 +81,7 @@ class ISNetLoss(nn.Module):
         w2: float = 1.0,
         ranges: Ranges | None = None,
         *,
-        classification: Callable[[Tensor, Any], Tensor] = nn.functional.cross_entropy,
+        classification: Classification = nn.functional.cross_entropy,
         activation: float = 1.0,
         decay: float = 0.7,
     ) -> None:
@@ -89,7 +93,7 @@ class ISNetLoss(nn.Module):
         self.classification, self.activation, self.decay = classification, activation, decay
         self.ranges = None if ranges is None else {name: _pairs(name, value) for name, value in ranges.items()}
 
-    def forward(self, out: ISNetOutput, labels: Any, masks: Tensor, has_mask: Tensor | None = None) -> ISNetLosses:
+    def forward(self, out: ISNetOutput, labels: object, masks: Tensor, has_mask: Tensor | None = None) -> ISNetLosses:
         """The loss of a batch.
 
         Parameters
@@ -118,7 +122,7 @@ class ISNetLoss(nn.Module):
             If there is no range for one of the heatmaps.
         """
         with torch.autocast(out.logits.device.type, enabled=False):
-            classification = self.classification(_exact(out.logits), labels)
+            classification = self.classification(widened(out.logits), labels)
             masks = _checked(masks, out.heatmaps["input"])
             counts = masks.flatten(1).any(1)
             if has_mask is not None:
@@ -127,7 +131,7 @@ class ISNetLoss(nn.Module):
                         f"has_mask is one bool for each sample, {tuple(counts.shape)}: not {tuple(has_mask.shape)}"
                     )
                 counts = counts & has_mask.to(counts)
-            parts = {name: self._parts(name, _exact(maps), masks, counts) for name, maps in out.heatmaps.items()}
+            parts = {name: self._parts(name, widened(maps), masks, counts) for name, maps in out.heatmaps.items()}
             layers = torch.stack(
                 [self.w1 * background + self.w2 * foreground for background, foreground in parts.values()]
             )
@@ -251,11 +255,7 @@ _POOLS: dict[int, Callable[..., Tensor]] = {
 }
 
 
-def _exact(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-
-
-def _checked(masks: Any, maps: Tensor) -> Tensor:
+def _checked(masks: object, maps: Tensor) -> Tensor:
     """The masks as bool, (B, 1, ...)."""
     if not isinstance(masks, Tensor):
         raise MaskError(f"masks are a tensor, not a {type(masks).__name__}")

@@ -16,6 +16,7 @@ from ..errors import InputError, ModulePathError, VariantError
 from ..given import check_choice, check_flags, check_model, inputs_of, paths_of
 from ..recipe import Recipe
 from ..relevance.program import Program
+from ..values import widened
 from .supervision import bottlenecks
 from .variants import Bounds, Settings, variant_of
 
@@ -179,8 +180,8 @@ class ISNet(CompiledModule):
                     f"the model's output has the shape {tuple(logits.shape)}: an ISNet needs logits (B, C) of at least "
                     "two classes. Name the right output with output=..., or give the model two logits"
                 )
-            exact = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-            found = [self._maps(program, values, seed, index) for index, seed in enumerate(self._variant.seeds(exact))]
+            seeds = self._variant.seeds(widened(logits))
+            found = [self._maps(program, values, seed, index) for index, seed in enumerate(seeds)]
         return ISNetOutput(logits, {name: self._joined([maps[name] for maps in found]) for name in found[0]})
 
     def _maps(self, program: Program, values: dict[int, Tensor], seed: Tensor, method: int) -> dict[str, Tensor]:

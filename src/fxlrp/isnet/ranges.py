@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 import torch.distributed as dist
@@ -12,11 +11,15 @@ from torch import Tensor, nn
 
 from ..errors import InputError, VariantError
 from ..models import duplicate
+from .loss import Classification
 from .module import ISNet
 
 __all__ = ["Welford", "calibrate", "range_of"]
 
 Ranges = dict[str, tuple[float, float] | list[tuple[float, float]]]
+
+Batch = Tensor | Sequence[object] | Mapping[str, object]
+"""Images, or values of which the first are the images and the second the labels."""
 
 
 class Welford:
@@ -28,7 +31,7 @@ class Welford:
         How many, their mean, the sum of squared differences from it; what was seen before.
     """
 
-    def __init__(self, count: float = 0.0, mean: Any = 0.0, squares: Any = 0.0) -> None:
+    def __init__(self, count: float = 0.0, mean: float | Tensor = 0.0, squares: float | Tensor = 0.0) -> None:
         self.count, self.mean, self.squares = count, mean, squares
 
     def add(self, values: Tensor) -> None:
@@ -62,11 +65,11 @@ def range_of(mean: float, deviation: float) -> tuple[float, float]:
 
 def calibrate(
     isnet: ISNet,
-    loader: Iterable[Any],
+    loader: Iterable[Batch],
     *,
     epochs: int = 0,
     optimizer: Callable[[Iterator[nn.Parameter]], torch.optim.Optimizer] | None = None,
-    classification: Callable[[Tensor, Any], Tensor] = nn.functional.cross_entropy,
+    classification: Classification = nn.functional.cross_entropy,
     clip: float | None = 1.0,
     progress: bool = True,
 ) -> Ranges:
@@ -105,51 +108,59 @@ def calibrate(
     Raises
     ------
     InputError
-        If the loader gives fewer than two images.
+        If the loader gives fewer than two images, or something else.
     VariantError
         If relevance vanishes or explodes, so that there is no range.
     """
+    isnet = _copied(isnet)
+    steps = (optimizer or _sgd)(isnet.parameters()) if epochs else None
+    seen: dict[str, Welford] = {}
+    for last, x, labels in _batches(isnet, loader, epochs, progress):
+        if last:
+            _measure(isnet, x, seen)
+        if steps is not None:
+            _train(isnet.model, x, labels, steps, classification, clip)
+    return _ranges(_of_all_processes(seen))
+
+
+def _copied(isnet: ISNet) -> ISNet:
     if not isinstance(isnet, ISNet):
         raise InputError(
             f"calibrate takes an ISNet (not wrapped: before accelerate or DDP), not a {type(isnet).__name__}"
         )
-    isnet = duplicate(isnet)
-    device = next(isnet.parameters(), torch.empty(0)).device
-    steps = (optimizer or _sgd)(isnet.parameters()) if epochs else None
-    seen: dict[str, Welford] = {}
-    for epoch in range(epochs + 1):
-        last = epoch == epochs
-        for x, labels in _batches(loader, device, f"calibrating, epoch {epoch + 1} of {epochs + 1}", progress):
-            if last:
-                with torch.no_grad():
-                    maps = isnet(x).heatmaps
-                for name, value in maps.items():
-                    seen.setdefault(name, Welford()).add(_totals(isnet, value))
-            if steps is not None:
-                _train(isnet.model, x, labels, steps, classification, clip)
-    seen = _of_all_processes(seen)
-    if not seen or next(iter(seen.values())).count < 2:
-        raise InputError("calibrate needs at least two images, and the loader gave fewer")
-    return {name: _ranges(name, statistics) for name, statistics in seen.items()}
+    return duplicate(isnet)
 
 
 def _sgd(parameters: Iterator[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
 
 
-def _batches(loader: Iterable[Any], device: torch.device, label: str, progress: bool) -> Iterator[tuple[Tensor, Any]]:
-    for batch in track(loader, description=label, disable=not progress, transient=True):
-        values = list(batch.values()) if isinstance(batch, dict) else [batch] if isinstance(batch, Tensor) else batch
-        x, labels = values[0], values[1] if len(values) > 1 else None
-        yield x.to(device), labels.to(device) if isinstance(labels, Tensor) else labels
+def _batches(
+    isnet: ISNet, loader: Iterable[Batch], epochs: int, progress: bool
+) -> Iterator[tuple[bool, Tensor, object]]:
+    """Images and labels, where the model is, in ``epochs + 1`` rounds; and whether the round is the last."""
+    device = next(isnet.parameters(), torch.empty(0)).device
+    for epoch in range(epochs + 1):
+        label = f"calibrating, epoch {epoch + 1} of {epochs + 1}"
+        for batch in track(loader, description=label, disable=not progress, transient=True):
+            x, labels = _images_and_labels(batch)
+            yield epoch == epochs, x.to(device), labels.to(device) if isinstance(labels, Tensor) else labels
+
+
+def _images_and_labels(batch: Batch) -> tuple[Tensor, object]:
+    values = [batch] if isinstance(batch, Tensor) else [*batch.values()] if isinstance(batch, Mapping) else batch
+    images, labels = values[0], values[1] if len(values) > 1 else None
+    if not isinstance(images, Tensor):
+        raise InputError(f"the first value of a batch is a tensor of images, not a {type(images).__name__}")
+    return images, labels
 
 
 def _train(
     model: nn.Module,
     x: Tensor,
-    labels: Any,
+    labels: object,
     optimizer: torch.optim.Optimizer,
-    classification: Callable[[Tensor, Any], Tensor],
+    classification: Classification,
     clip: float | None,
 ) -> None:
     optimizer.zero_grad()
@@ -161,6 +172,14 @@ def _train(
     if clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
+
+
+def _measure(isnet: ISNet, x: Tensor, seen: dict[str, Welford]) -> None:
+    """Take the heatmaps of images into what was seen of each."""
+    with torch.no_grad():
+        maps = isnet(x).heatmaps
+    for name, value in maps.items():
+        seen.setdefault(name, Welford()).add(_totals(isnet, value))
 
 
 def _totals(isnet: ISNet, maps: Tensor) -> Tensor:
@@ -177,7 +196,7 @@ def _several_processes() -> bool:
 def _of_all_processes(seen: dict[str, Welford]) -> dict[str, Welford]:
     if not _several_processes():
         return seen
-    found: list[Any] = [None] * dist.get_world_size()
+    found: list[dict[str, tuple[float, Tensor, Tensor]]] = [{}] * dist.get_world_size()
     own = {name: (w.count, torch.as_tensor(w.mean).cpu(), torch.as_tensor(w.squares).cpu()) for name, w in seen.items()}
     dist.all_gather_object(found, own)
     total: dict[str, Welford] = {}
@@ -187,11 +206,15 @@ def _of_all_processes(seen: dict[str, Welford]) -> dict[str, Welford]:
     return total
 
 
-def _ranges(name: str, statistics: Welford) -> tuple[float, float] | list[tuple[float, float]]:
-    pairs = [
-        range_of(mean, deviation)
-        for mean, deviation in zip(statistics.mean.tolist(), statistics.deviation.tolist(), strict=True)
-    ]
+def _ranges(seen: dict[str, Welford]) -> Ranges:
+    if not seen or next(iter(seen.values())).count < 2:
+        raise InputError("calibrate needs at least two images, and the loader gave fewer")
+    return {name: _range(name, statistics) for name, statistics in seen.items()}
+
+
+def _range(name: str, statistics: Welford) -> tuple[float, float] | list[tuple[float, float]]:
+    mean, deviation = (torch.as_tensor(each).tolist() for each in (statistics.mean, statistics.deviation))
+    pairs = list(map(range_of, mean, deviation))
     for low, high in pairs:
         if not 0 < low <= high < float("inf"):
             raise VariantError(

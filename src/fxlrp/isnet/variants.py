@@ -13,13 +13,12 @@ from zennit.layer import Sum
 from zennit.rules import Epsilon, NoMod, Norm, Pass, ZBox, ZPlus
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
+from ..composites import Bounds
 from ..errors import VariantError
 from ..recipe import Method
 from ..wording import did_you_mean
 
 __all__ = ["VARIANTS", "Settings", "Variant", "variant_of"]
-
-Bounds = tuple[float | Tensor, float | Tensor]
 
 
 @dataclass(frozen=True)

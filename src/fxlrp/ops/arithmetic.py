@@ -11,7 +11,7 @@ from ..signature import Target
 from .op import Call, Op
 from .sign import always, as_inputs, keeps_sign
 
-__all__ = ["OPS"]
+__all__ = ["LINEAR_MAPS", "OPS"]
 
 aten = torch.ops.aten
 
@@ -41,6 +41,22 @@ def _mean_vjp(call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
 
 _BOTH = (0, 1)
 
+LINEAR_MAPS: tuple[Target, ...] = (
+    aten.upsample_nearest1d.vec,
+    aten.upsample_nearest2d.vec,
+    aten.upsample_nearest3d.vec,
+    aten.upsample_linear1d.vec,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_trilinear3d.vec,
+    aten.upsample_bicubic2d.vec,
+    aten._upsample_bilinear2d_aa.vec,
+    aten._upsample_nearest_exact2d.vec,
+    aten.grid_sampler.default,
+    aten.col2im.default,
+    aten.cumsum.default,
+)
+"""Interpolations, and sums over what moves."""
+
 OPS: dict[Target, Op] = {
     **dict.fromkeys(
         (aten.add.Tensor, aten.add.Scalar),
@@ -54,21 +70,5 @@ OPS: dict[Target, Op] = {
     aten.sum.dim_IntList: Op(linear=True, vjp=_reduction_vjp, non_negative=as_inputs),
     aten.mean.dim: Op(linear=True, vjp=_mean_vjp, non_negative=as_inputs),
     aten.linalg_vector_norm.default: Op(non_negative=always),
-    **dict.fromkeys(
-        (
-            aten.upsample_nearest1d.vec,
-            aten.upsample_nearest2d.vec,
-            aten.upsample_nearest3d.vec,
-            aten.upsample_linear1d.vec,
-            aten.upsample_bilinear2d.vec,
-            aten.upsample_trilinear3d.vec,
-            aten.upsample_bicubic2d.vec,
-            aten._upsample_bilinear2d_aa.vec,
-            aten._upsample_nearest_exact2d.vec,
-            aten.grid_sampler.default,
-            aten.col2im.default,
-            aten.cumsum.default,
-        ),
-        Op(linear=True),
-    ),
+    **dict.fromkeys(LINEAR_MAPS, Op(linear=True)),
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError, MissingExtraError
-from ..files import check_picture, write_file
+from ..io.files import check_picture, write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import networkx as nx
 
 from ..ledger import Ledger
+from .amounts import MANY, percent, short, tick, times
 from .canvas import canvas
 from .groups import SHARES, Group, flow_graph
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["flow"]
@@ -48,7 +50,6 @@ CHARACTER_INCHES = 10 / 150  # Of this font, hinted.
 LONGEST = 44
 THICKEST = 11.0  # points
 NARROWEST = 0.02  # of the seed
-MANY = 9.995  # times the seed: from here on, percents are hard to read
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class _Column:
     @property
     def write(self) -> Callable[[float], str]:
         """How its numbers are written: all in percent, or all as multiples."""
-        return _times if max(map(abs, self.numbers), default=0.0) >= MANY else _percent
+        return times if max(map(abs, self.numbers), default=0.0) >= MANY else percent
 
 
 def flow(ledger: Ledger, *, groups: int = 40, title: str = "Where relevance goes") -> Figure:
@@ -99,35 +100,61 @@ def flow(ledger: Ledger, *, groups: int = 40, title: str = "Where relevance goes
     graph = flow_graph(ledger, groups)
     parts: list[Group] = [graph.nodes[index]["group"] for index in graph]
     unit, meaning = _unit(ledger)
-    labels = [(_short(part.name), _short(part.note)) for part in parts]
+    labels = [(_cut(part.name), _cut(part.note)) for part in parts]
     wide = [CHARACTER_INCHES * (max(map(len, texts)) + 2) for texts in zip(*labels, strict=True)]
     arcs = ARCS_INCHES if any(j > i + 1 for i, j in graph.edges) else LINE_INCHES
-    widths = [arcs, sum(wide), *[NUMBER_INCHES + BARS_INCHES] * 3]
-    width = sum(widths) + GAP_INCHES * (len(widths) + 1)
-    height = HEAD_INCHES + len(parts) * ROW_INCHES + FOOT_INCHES
-    drawing = canvas(width, height)
-    starts = [GAP_INCHES * (i + 1) + sum(widths[:i]) for i in range(len(widths))]
+    sheet = _Sheet([arcs, sum(wide), *[NUMBER_INCHES + BARS_INCHES] * 3], len(parts))
+    _stripes(sheet.axes(0, sheet.width), len(parts))
+    _arcs(sheet.axes(sheet.starts[0], arcs), graph, unit)
+    _labels(sheet.axes(sheet.starts[1], sum(wide)), labels, sum(wide), wide[0])
+    for x, column in zip(sheet.starts[2:], _columns(parts, ledger.seed, unit), strict=True):
+        _numbers(sheet.axes(x, NUMBER_INCHES), column)
+        _bars(sheet.axes(x + NUMBER_INCHES, BARS_INCHES), column)
+        sheet.write(x, 0.9, column.title, weight="bold")
+    sheet.write(sheet.starts[1], 0.9, "output first", weight="bold")
+    sheet.write(GAP_INCHES, 0.28, title, size=13, weight="bold")
+    sheet.write(GAP_INCHES, 0.52, _summary(ledger, unit, meaning))
+    _legend(sheet.figure, unit)
+    return sheet.figure
 
-    def axes(x: float, w: float) -> Any:
-        made = drawing.add_axes((x / width, FOOT_INCHES / height, w / width, 1 - (HEAD_INCHES + FOOT_INCHES) / height))
-        made.set_ylim(len(parts) - 0.5, -0.5)
+
+class _Sheet:
+    """A figure of columns that share their rows, below a head, measured in inches.
+
+    Parameters
+    ----------
+    widths : sequence of float
+        Of the columns.
+    rows : int
+        How many.
+
+    Attributes
+    ----------
+    starts : list of float
+        Where each column begins.
+    """
+
+    def __init__(self, widths: Sequence[float], rows: int) -> None:
+        self.rows = rows
+        self.starts = [GAP_INCHES * (i + 1) + sum(widths[:i]) for i in range(len(widths))]
+        self.width = sum(widths) + GAP_INCHES * (len(widths) + 1)
+        self.height = HEAD_INCHES + rows * ROW_INCHES + FOOT_INCHES
+        self.figure = canvas(self.width, self.height)
+
+    def axes(self, x: float, width: float) -> Axes:
+        """Room for all rows; that of row i is around i, counted from above."""
+        rows = 1 - (HEAD_INCHES + FOOT_INCHES) / self.height
+        made = self.figure.add_axes((x / self.width, FOOT_INCHES / self.height, width / self.width, rows))
+        made.set_ylim(self.rows - 0.5, -0.5)
         made.patch.set_visible(False)
         made.set_yticks([])
         made.spines[:].set_visible(False)
         return made
 
-    _stripes(axes(0, width), len(parts))
-    _arcs(axes(starts[0], widths[0]), graph, unit)
-    _labels(axes(starts[1], widths[1]), labels, widths[1], wide[0])
-    for x, column in zip(starts[2:], _columns(parts, ledger.seed, unit), strict=True):
-        _numbers(axes(x, NUMBER_INCHES), column)
-        _bars(axes(x + NUMBER_INCHES, BARS_INCHES), column)
-        drawing.text(x / width, 1 - 0.9 / height, column.title, fontsize=9, weight="bold")
-    drawing.text(starts[1] / width, 1 - 0.9 / height, "output first", fontsize=9, weight="bold")
-    drawing.text(GAP_INCHES / width, 1 - 0.28 / height, title, fontsize=13, weight="bold", parse_math=False)
-    drawing.text(GAP_INCHES / width, 1 - 0.52 / height, _summary(ledger, unit, meaning), fontsize=9, parse_math=False)
-    _legend(drawing, unit)
-    return drawing
+    def write(self, x: float, below: float, text: str, size: float = 9, weight: str = "normal") -> None:
+        """Text, so far below the upper edge."""
+        at = (x / self.width, 1 - below / self.height)
+        self.figure.text(*at, text, fontsize=size, weight=weight, parse_math=False)
 
 
 def _unit(ledger: Ledger) -> tuple[float, str]:
@@ -159,13 +186,13 @@ def _signed(amount: float) -> dict[str, float]:
     return {"same" if amount >= 0 else "other": amount}
 
 
-def _stripes(axes: Any, count: int) -> None:
+def _stripes(axes: Axes, count: int) -> None:
     axes.set_axis_off()
     for row in range(0, count, 2):
         axes.axhspan(row - 0.5, row + 0.5, color="#f3f3f3", linewidth=0)
 
 
-def _arcs(axes: Any, graph: nx.DiGraph, unit: float) -> None:
+def _arcs(axes: Axes, graph: nx.DiGraph, unit: float) -> None:
     """Every part a dot, what goes to the next one a line, and what goes further an arc."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
@@ -192,7 +219,7 @@ def _arcs(axes: Any, graph: nx.DiGraph, unit: float) -> None:
     axes.plot([0] * len(graph), list(graph), "o", color="white", markeredgecolor="#222222", markersize=5, clip_on=False)
 
 
-def _labels(axes: Any, labels: Sequence[tuple[str, str]], width: float, second: float) -> None:
+def _labels(axes: Axes, labels: Sequence[tuple[str, str]], width: float, second: float) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, width)
     for row, (name, note) in enumerate(labels):
@@ -200,14 +227,14 @@ def _labels(axes: Any, labels: Sequence[tuple[str, str]], width: float, second: 
         axes.text(second, row, note, va="center", color="#777777", parse_math=False, **FONT)
 
 
-def _numbers(axes: Any, column: _Column) -> None:
+def _numbers(axes: Axes, column: _Column) -> None:
     axes.set_axis_off()
     for row, number in enumerate(column.numbers):
         if abs(number) >= column.least:
             axes.text(0.85, row, column.write(number), ha="right", va="center", **FONT)
 
 
-def _bars(axes: Any, column: _Column) -> None:
+def _bars(axes: Axes, column: _Column) -> None:
     """Positive parts are stacked to the right of zero, negative ones to the left."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -220,7 +247,7 @@ def _bars(axes: Any, column: _Column) -> None:
     low, high = axes.get_xlim()
     axes.set_xlim(low, max(high, NARROWEST))  # So that what is next to nothing looks so.
     axes.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axes.tick_params(labelsize=7.5, length=2)
     axes.grid(axis="x", color="#cccccc", linewidth=0.5)
     axes.set_axisbelow(True)
@@ -249,38 +276,16 @@ def _legend(drawing: Figure, unit: float) -> None:
 
 
 def _summary(ledger: Ledger, unit: float, meaning: str) -> str:
-    arrived = ", ".join(f"{_text(amount / unit)} arrives at {name}" for name, amount in ledger.inputs.items())
+    arrived = ", ".join(f"{short(amount / unit)} arrives at {name}" for name, amount in ledger.inputs.items())
     taken = {share: sum(getattr(row, share) for row in ledger.rows) / unit for share in SHARES}
-    shares = ", ".join(f"{share} {_text(amount)}" for share, amount in taken.items())
+    shares = ", ".join(f"{share} {short(amount)}" for share, amount in taken.items())
     return (
         f"{ledger.seed:.4g} put on the output; of {meaning}, {arrived or 'nothing arrives at the inputs'}; "
         f"taken: {shares}; largest leak of a node {ledger.leak:.0e}"
     )
 
 
-def _text(amount: float) -> str:
-    return (_times if abs(amount) >= MANY else _percent)(amount)
-
-
-def _percent(amount: float) -> str:
-    """A share as a short text: 45%, 4.5%, 0.3%; "~0" is less than that."""
-    size = abs(amount)
-    if size < 5e-4:
-        return "~0" if size else "0"
-    return f"{amount:.0%}" if size >= 0.0995 else f"{100 * amount:.1f}%"
-
-
-def _times(amount: float) -> str:
-    """A multiple as a short text: 1.2e+05x, 120x, 4.5x, 0.3x."""
-    size = abs(amount)
-    return f"{amount:.1e}x" if size >= 9999.5 else f"{amount:.0f}x" if size >= 99.5 else f"{amount:.1f}x"
-
-
-def _tick(amount: float) -> str:
-    return f"{amount:g}x" if abs(amount) >= 10 else f"{100 * amount:g}%" if amount else "0"
-
-
-def _short(text: str) -> str:
+def _cut(text: str) -> str:
     if len(text) <= LONGEST:
         return text
     half = (LONGEST - 1) // 2

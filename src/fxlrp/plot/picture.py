@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from ..errors import InputError
 from .canvas import canvas, write
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["COLORS", "Panel", "clip", "figure", "heatmap", "save"]
@@ -129,7 +130,7 @@ def figure(rows: Sequence[Sequence[Panel]], *, percentile: float = 99.5, names: 
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    def axes(x: float, top: float, w: float, h: float) -> Any:
+    def axes(x: float, top: float, w: float, h: float) -> Axes:
         return drawing.add_axes((x / width, 1 - (top + h) / height, w / width, h / height))
 
     for i, row in enumerate(rows):
@@ -153,7 +154,9 @@ def figure(rows: Sequence[Sequence[Panel]], *, percentile: float = 99.5, names: 
     return drawing
 
 
-def save(rows: Sequence[Sequence[Panel]], path: str | Path, **options: Any) -> None:
+def save(
+    rows: Sequence[Sequence[Panel]], path: str | Path, *, percentile: float = 99.5, names: Sequence[str] = ()
+) -> None:
     """Draw a grid and write it to a file.
 
     Parameters
@@ -162,7 +165,9 @@ def save(rows: Sequence[Sequence[Panel]], path: str | Path, **options: Any) -> N
         As for `figure`.
     path : str or Path
         The file; its ending says the format.
-    **options
+    percentile : float
+        As for `clip`.
+    names : sequence of str
         As for `figure`.
 
     Raises
@@ -172,7 +177,7 @@ def save(rows: Sequence[Sequence[Panel]], path: str | Path, **options: Any) -> N
     MissingExtraError
         If matplotlib is not installed.
     """
-    write(figure(rows, **options), path)
+    write(figure(rows, percentile=percentile, names=names), path)
 
 
 def _pixels(panel: Panel, percentile: float) -> Tensor:

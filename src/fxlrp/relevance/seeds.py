@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import TargetError
-from ..values import may_look_at
+from ..values import may_look_at, widened
 
 __all__ = ["Target", "as_tensor", "is_given", "seed_relevance"]
 
@@ -58,8 +58,8 @@ def seed_relevance(
         If a class is out of range, or a tensor's shape or dtype does not fit. The values of an integer tensor are
         looked at on the CPU only, where that is free. If a seed itself is given beside logits: it is one of the output.
     """
-    output = _exact(output)
-    explained = output if logits is None else _exact(logits)
+    output = widened(output)
+    explained = output if logits is None else widened(logits)
     target = as_tensor(target)
     if logits is not None and is_given(target):
         raise TargetError(
@@ -104,10 +104,6 @@ def is_given(target: Any) -> bool:
     if isinstance(target, Tensor):
         return target.is_floating_point()
     return callable(target)
-
-
-def _exact(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def _highest(output: Tensor, logits: Tensor) -> Tensor:

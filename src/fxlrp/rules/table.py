@@ -13,6 +13,7 @@ from zennit.rules import Norm
 from ..ops import Slot
 from ..ops.activation import thresholded_relu
 from ..ops.affine import affine, constant_map
+from ..ops.arithmetic import LINEAR_MAPS
 from ..ops.attention import ATTENTION, PRODUCTS, SOFTMAX
 from ..ops.linear import LINEAR, TRANSPOSED, layer_of
 from ..ops.linear import OPS as LAYERS
@@ -224,23 +225,7 @@ _POLICIES: dict[Target, Policy] = {
     **dict.fromkeys((aten.mul.Tensor, aten.mul.Scalar), Policy(_product)),
     **dict.fromkeys((aten.div.Tensor, aten.div.Scalar), Policy(_quotient)),
     # Linear maps share in proportion to what each input contributes.
-    **dict.fromkeys(
-        (
-            aten.upsample_nearest1d.vec,
-            aten.upsample_nearest2d.vec,
-            aten.upsample_nearest3d.vec,
-            aten.upsample_linear1d.vec,
-            aten.upsample_bilinear2d.vec,
-            aten.upsample_trilinear3d.vec,
-            aten.upsample_bicubic2d.vec,
-            aten._upsample_bilinear2d_aa.vec,
-            aten._upsample_nearest_exact2d.vec,
-            aten.grid_sampler.default,
-            aten.col2im.default,
-            aten.cumsum.default,
-        ),
-        Policy(PROPORTIONAL),
-    ),
+    **dict.fromkeys(LINEAR_MAPS, Policy(PROPORTIONAL)),
     aten.linalg_vector_norm.default: Policy(_vector_norm),
     # Normalizations over a sample's own values, with the deviation constant (AttnLRP).
     aten.layer_norm.default: Policy(Linearized(layer_norm_map)),

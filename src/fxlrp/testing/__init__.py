@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from ..weights import trained
     from .assertions import assert_conserves, assert_matches_zennit, assert_same_function
-    from .models import trained
     from .strategies import composites, inputs, networks, rules
 
 __all__ = [
@@ -21,18 +21,17 @@ __all__ = [
     "trained",
 ]
 
-_HOMES = {
-    "assert_conserves": "assertions",
-    "assert_matches_zennit": "assertions",
-    "assert_same_function": "assertions",
-    "trained": "models",
-} | dict.fromkeys(("composites", "inputs", "networks", "rules"), "strategies")
+_HOMES = (
+    dict.fromkeys(("assert_conserves", "assert_matches_zennit", "assert_same_function"), ".assertions")
+    | dict.fromkeys(("composites", "inputs", "networks", "rules"), ".strategies")
+    | {"trained": "..weights"}
+)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     # Imported when asked for: the pytest plugin lies here, and every run of pytest loads it.
     if name in _HOMES:
-        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+        return getattr(import_module(_HOMES[name], __name__), name)
     raise AttributeError(f"module 'fxlrp.testing' has no attribute '{name}'")
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,6 +26,7 @@ from .models import for_zennit
 __all__ = ["assert_conserves", "assert_matches_zennit", "assert_same_function", "relative", "zennit_relevance"]
 
 Inputs = Tensor | tuple[Tensor, ...]
+Values = tuple[object, ...]
 
 
 def relative(a: Tensor, b: Tensor) -> float:
@@ -85,7 +86,7 @@ def _first_difference(a: nn.Module, b: nn.Module, inputs: tuple[Tensor, ...], to
 _OPS = ("placeholder", "get_attr", "call_function", "output")
 
 
-def _values(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[fx.Graph, dict[fx.Node, Any]]:
+def _values(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[fx.Graph, dict[fx.Node, object]]:
     """The graph of a module, and its values."""
     if isinstance(module, fx.GraphModule) and all(node.op in _OPS for node in module.graph.nodes):
         graph_module = module
@@ -202,8 +203,8 @@ def _differs(
 def zennit_relevance(model: nn.Module, composite: Composite, x: Tensor, seed: Tensor) -> Tensor:
     """zennit's relevance of `x`, of its shape, for a seed on the output."""
     with Gradient(model=model, composite=composite) as attributor:
-        found: Any = attributor(x, seed)
-    return found[1]
+        _, relevance = cast(tuple[Tensor, Tensor], attributor(x, seed))
+    return relevance
 
 
 def _recorded(
@@ -213,8 +214,8 @@ def _recorded(
     model = copy.deepcopy(model)
     found: list[tuple[str, Tensor]] = []
     with Gradient(model=model, composite=composite) as attributor, _watched(model, found):
-        result: Any = attributor(x, seed)
-    return result[1], found
+        _, relevance = cast(tuple[Tensor, Tensor], attributor(x, seed))
+    return relevance, found
 
 
 @contextmanager
@@ -225,11 +226,11 @@ def _watched(model: nn.Module, found: list[tuple[str, Tensor]]) -> Iterator[None
     there is seen by a hook on a value in front of the `Identity`. That value is a copy, which nothing else reads.
     """
 
-    def watch(path: str) -> Any:
-        def before(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def watch(path: str) -> Callable[[nn.Module, Values], Values]:
+        def before(module: nn.Module, inputs: Values) -> Values:
             return tuple(watched(value) for value in inputs)
 
-        def watched(value: Any) -> Any:
+        def watched(value: object) -> object:
             if not isinstance(value, Tensor) or not value.requires_grad:
                 return value
             value = value.clone()

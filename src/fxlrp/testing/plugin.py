@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import pytest
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from zennit.core import Composite
 
 __all__ = ["pytest_addoption", "pytest_configure"]
 
@@ -43,13 +47,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(scope="session")
-def fxlrp_composite(request: pytest.FixtureRequest) -> Any:
+def fxlrp_composite(request: pytest.FixtureRequest) -> Composite | str:
     """A composite, or its name."""
-    return _made(request.param, "--fxlrp-composite") if ":" in request.param else request.param
+    return cast("Composite", _made(request.param, "--fxlrp-composite")) if ":" in request.param else request.param
 
 
 @pytest.fixture(scope="session")
-def fxlrp_case(pytestconfig: pytest.Config) -> Any:
+def fxlrp_case(pytestconfig: pytest.Config) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The user's model, in float64 and evaluation mode, and its inputs (a tuple)."""
     import copy
 
@@ -67,7 +71,7 @@ def fxlrp_case(pytestconfig: pytest.Config) -> Any:
     return copy.deepcopy(model).double().eval(), inputs
 
 
-def _made(name: str, option: str) -> Any:
+def _made(name: str, option: str) -> object:
     module, _, factory = name.partition(":")
     try:
         return getattr(import_module(module), factory)()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+from zennit.core import Composite
 
 from ..canonizers import canonize
 from ..twin import Twin, convert
@@ -14,7 +13,7 @@ from .assertions import assert_conserves, assert_same_function, relative
 Case = tuple[nn.Module, tuple[Tensor, ...]]
 
 
-def _twin(case: Case, composite: Any) -> Twin:
+def _twin(case: Case, composite: Composite | str) -> Twin:
     model, inputs = case
     return convert(model, composite, example_inputs=inputs)
 
@@ -25,7 +24,7 @@ def test_canonization_keeps_the_function(fxlrp_case: Case) -> None:
     assert_same_function(canonize(model, inputs), model, inputs)
 
 
-def test_the_twin_gives_the_models_output(fxlrp_case: Case, fxlrp_composite: Any) -> None:
+def test_the_twin_gives_the_models_output(fxlrp_case: Case, fxlrp_composite: Composite | str) -> None:
     """The twin's output is the model's."""
     model, inputs = fxlrp_case
     with torch.no_grad():
@@ -35,12 +34,12 @@ def test_the_twin_gives_the_models_output(fxlrp_case: Case, fxlrp_composite: Any
         assert relative(found, expected) <= 1e-9
 
 
-def test_no_relevance_leaks(fxlrp_case: Case, fxlrp_composite: Any) -> None:
+def test_no_relevance_leaks(fxlrp_case: Case, fxlrp_composite: Composite | str) -> None:
     """Every unit of relevance is accounted for."""
     assert_conserves(_twin(fxlrp_case, fxlrp_composite), fxlrp_case[1], unconserved=None)
 
 
-def test_samples_do_not_mix(fxlrp_case: Case, fxlrp_composite: Any) -> None:
+def test_samples_do_not_mix(fxlrp_case: Case, fxlrp_composite: Composite | str) -> None:
     """A sample's relevance does not depend on the others of its batch."""
     twin, inputs = _twin(fxlrp_case, fxlrp_composite), fxlrp_case[1]
     # The first sample, in other company.
@@ -50,7 +49,7 @@ def test_samples_do_not_mix(fxlrp_case: Case, fxlrp_composite: Any) -> None:
             assert relative(theirs[0], ours[0]) <= 1e-7
 
 
-def test_relevance_is_finite(fxlrp_case: Case, fxlrp_composite: Any) -> None:
+def test_relevance_is_finite(fxlrp_case: Case, fxlrp_composite: Composite | str) -> None:
     """There is no NaN, and nothing infinite."""
     for relevance in _twin(fxlrp_case, fxlrp_composite)(fxlrp_case[1]).relevance:
         assert relevance is None or relevance.isfinite().all()

@@ -2,6 +2,8 @@
 
 from .by_name import INITIAL, RANDOM, LoadedModel, class_names, find_class, load
 from .catalogue import Sample, build, names
+from .noise import noise
+from .offline import Photo, load_lite0, photographs
 from .sweep import Sweep
 from .trial import Trial, try_out
 
@@ -9,6 +11,7 @@ __all__ = [
     "INITIAL",
     "RANDOM",
     "LoadedModel",
+    "Photo",
     "Sample",
     "Sweep",
     "Trial",
@@ -16,6 +19,9 @@ __all__ = [
     "class_names",
     "find_class",
     "load",
+    "load_lite0",
     "names",
+    "noise",
+    "photographs",
     "try_out",
 ]

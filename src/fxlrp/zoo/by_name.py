@@ -7,13 +7,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from ..errors import MissingExtraError, ModelError, TargetError
-from ..testing.models import trained
+from ..weights import trained
 from ..wording import near_to
 
 __all__ = ["LoadedModel", "class_names", "find_class", "load"]
@@ -23,6 +24,11 @@ RANDOM = "random"
 
 INITIAL = "initial"
 """The same, where training is to begin."""
+
+Transform = Callable[[Image.Image], Tensor]
+
+Parts = tuple[nn.Module, Transform, Sequence[float], Sequence[float]]
+"""A model, its transform, and the mean and deviation of each channel that this normalises by."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +48,12 @@ class LoadedModel:
     """
 
     model: nn.Module
-    transform: Callable[[Any], Tensor]
+    transform: Transform
     mean: Tensor
     std: Tensor
     classes: list[str]
 
-    def input(self, image: Any) -> Tensor:
+    def input(self, image: Image.Image) -> Tensor:
         """The model's input, (1, 3, H, W), for a PIL image."""
         return self.transform(image.convert("RGB"))[None]
 
@@ -134,7 +140,7 @@ def find_class(classes: Sequence[str], wanted: str) -> int:
     raise TargetError(f"there is no class '{wanted}'.{near_to(wanted.lower(), lower, within)}")
 
 
-def _torchvision(name: str, pretrained: bool, classes: int) -> tuple[nn.Module, Callable[[Any], Tensor], Any, Any]:
+def _torchvision(name: str, pretrained: bool, classes: int) -> Parts:
     import torchvision
 
     known = torchvision.models.list_models(module=torchvision.models)
@@ -153,7 +159,7 @@ def _torchvision(name: str, pretrained: bool, classes: int) -> tuple[nn.Module, 
     return model, transform, transform.mean, transform.std
 
 
-def _timm(name: str, pretrained: bool, classes: int) -> tuple[nn.Module, Callable[[Any], Tensor], Any, Any]:
+def _timm(name: str, pretrained: bool, classes: int) -> Parts:
     try:
         import timm
         from timm.data.config import resolve_data_config
@@ -175,11 +181,10 @@ def _timm(name: str, pretrained: bool, classes: int) -> tuple[nn.Module, Callabl
     else:
         model = timm.create_model(name, pretrained=False, num_classes=classes)
     config = resolve_data_config({}, model=model)
-    transform: Any = create_transform(**config)
-    return model, transform, config["mean"], config["std"]
+    return model, cast(Transform, create_transform(**config)), config["mean"], config["std"]
 
 
-_LIBRARIES = {"torchvision": _torchvision, "timm": _timm}
+_LIBRARIES: dict[str, Callable[[str, bool, int], Parts]] = {"torchvision": _torchvision, "timm": _timm}
 
 
 def _check_pretrained_classes(name: str, classes: int) -> None:

@@ -6,14 +6,17 @@ import importlib
 import inspect
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import MissingExtraError, ModelError
-from ..testing.models import settled, trained
+from ..weights import settled, trained
+
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PretrainedConfig
 
 __all__ = ["LIBRARIES", "Sample", "build", "names"]
 
@@ -158,7 +161,7 @@ class _Torchvision(_Library):
     def build(self, name: str) -> Sample:
         import torchvision
 
-        options: dict[str, Any] = {"num_classes": CLASSES}
+        options: dict[str, int] = {"num_classes": CLASSES}
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = False
         make = inspect.signature(torchvision.models.get_model_builder(name))
@@ -243,7 +246,7 @@ class _Transformers(_Library):
 
 _DEPTHS = ("depths", "num_hidden_layers", "num_blocks", "num_self_attends_per_block")
 
-_OPTIONS: dict[str, dict[str, Any]] = {
+_OPTIONS: dict[str, dict[str, str | int]] = {
     # Which model of timm it wraps.
     "TimmWrapper": {"architecture": "resnet10t"},
     # As the pretrained ones have it: channels and position encodings do not divide into more.
@@ -251,7 +254,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def _shrunk(config: Any, size: int) -> Any:
+def _shrunk(config: PretrainedConfig, size: int) -> PretrainedConfig:
     """A configuration with few layers, for images of this size; widths stay as they are."""
     for part in [config, *(value for value in vars(config).values() if hasattr(value, "to_dict"))]:
         for name in _DEPTHS:
@@ -266,7 +269,7 @@ def _shrunk(config: Any, size: int) -> Any:
 
 
 def _pixels(model: nn.Module, size: int) -> tuple[Tensor, ...]:
-    config: Any = model.config
+    config = cast("PretrainedConfig", model.config)
     config = getattr(config, "vision_config", config)
     return (torch.randn(2, getattr(config, "num_channels", 3), size, size),)
 
@@ -275,7 +278,7 @@ def _processed(model: nn.Module, size: int) -> tuple[Tensor, ...]:
     """What the model's own image processor makes of images: patches, a mask, the grid that they are of."""
     from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
 
-    kinds: Any = IMAGE_PROCESSOR_MAPPING
+    kinds = cast("Mapping[type, Mapping[str, type[BaseImageProcessor]]]", IMAGE_PROCESSOR_MAPPING)
     processor = kinds[type(model.config)]["torchvision"]()
     made = processor(torch.rand(2, 3, size, size), return_tensors="pt", do_rescale=False)
     return tuple(made[name] for name in inspect.signature(model.forward).parameters if name in made)

@@ -12,14 +12,21 @@ from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import InputError
-from ..files import write_file
+from ..io.files import write_file
 from .catalogue import LIBRARIES, Progress, build, names
 from .trial import Trial, try_out
 
+if TYPE_CHECKING:
+    from multiprocessing.context import ForkServerContext, SpawnContext
+
+    Context = ForkServerContext | SpawnContext
+
 __all__ = ["Sweep", "table"]
+
+Value = TypeVar("Value")
 
 PACKAGES = ("torch", "torchvision", "timm", "transformers", "zennit")
 
@@ -51,7 +58,8 @@ class Sweep:
 
     def __init__(self, path: Path, composite: str = "epsilon_plus", *, restart: bool = False) -> None:
         self.path = path
-        self.conditions: dict[str, Any] = {"composite": composite, "versions": _versions()}
+        self.composite = composite
+        self.conditions = {"composite": composite, "versions": _versions()}
         self.trials: dict[str, Trial] = {}
         self._chosen: dict[str, list[str]] = {}
         if path.exists() and not restart:
@@ -92,7 +100,7 @@ class Sweep:
         trying = partial(
             _in_a_process,
             context=_context(todo),
-            composite=self.conditions["composite"],
+            composite=self.composite,
             seconds=seconds,
             alone=jobs == 1,
         )
@@ -129,7 +137,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _context(names: Sequence[str]) -> Any:
+def _context(names: Sequence[str]) -> Context:
     """How processes are made: of one that has what all of them need imported, where the system can do that."""
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
@@ -139,7 +147,7 @@ def _context(names: Sequence[str]) -> Any:
     return context
 
 
-def _in_a_process(name: str, context: Any, *, composite: str, seconds: float, alone: bool) -> Trial:
+def _in_a_process(name: str, context: Context, *, composite: str, seconds: float, alone: bool) -> Trial:
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_try_and_send, args=(sender, name, composite, alone), daemon=True)
     process.start()
@@ -184,5 +192,5 @@ def table(trials: Sequence[Trial]) -> str:
     return "\n".join(lines)
 
 
-def _or_dash(value: Any, shown: Callable[[Any], str]) -> str:
+def _or_dash(value: Value | None, shown: Callable[[Value], str]) -> str:
     return "-" if value is None else shown(value)

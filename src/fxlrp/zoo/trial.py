@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -95,13 +94,14 @@ def try_out(name: str, make: Callable[[], Sample], composite: Composite | str | 
     Trial
         Nothing is raised: what goes wrong is its `Trial.failure`.
     """
-    start, found = time.perf_counter(), {}
+    start, trial = time.perf_counter(), Trial(name)
     try:
-        _run(found, make, composite)
+        for found in _steps(trial, make, composite):
+            trial = found
     # Whatever goes wrong is what the trial is to find out.
     except Exception as error:
-        found["failure"] = " ".join(f"{type(error).__name__}: {error}{_place(error)}".split())
-    return Trial(name, **found, seconds=time.perf_counter() - start)
+        trial = replace(trial, failure=" ".join(f"{type(error).__name__}: {error}{_place(error)}".split()))
+    return replace(trial, seconds=time.perf_counter() - start)
 
 
 def _place(error: Exception) -> str:
@@ -112,33 +112,35 @@ def _place(error: Exception) -> str:
     return f" ({frame.filename}:{frame.lineno}: {frame.line})"
 
 
-def _run(found: dict[str, Any], make: Callable[[], Sample], composite: Composite | str | None) -> None:
+def _steps(trial: Trial, make: Callable[[], Sample], composite: Composite | str | None) -> Iterator[Trial]:
+    """The trial after each step, with what was found."""
     model, inputs = make()
-    found["parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    found["inputs"] = [list(x.shape) for x in inputs]
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    yield (trial := replace(trial, parameters=parameters, inputs=[list(x.shape) for x in inputs]))
     captured = capture(model, inputs, keep=reads())
-    found["captured"], found["attention"] = True, _has_attention(captured.graph_module.graph)
+    yield (trial := replace(trial, captured=True, attention=_has_attention(captured.graph_module.graph)))
     del captured
     with torch.no_grad():
-        expected: Any = _explained(model(*inputs))
+        expected = _explained(model(*inputs))
     twin = convert(model, composite)
     # The twin has a copy; of the largest models, there is no room for another.
     del model
     x = inputs[0] if len(inputs) == 1 else inputs
     program = twin.capture(x)
-    found["batch_norms"] = len(report(program.canonical.graph).kept)
+    yield (trial := replace(trial, batch_norms=len(report(program.canonical.graph).kept)))
     with torch.no_grad():
-        found["difference"] = relative(twin(x).output, expected)
+        difference = relative(twin(x).output, expected)
+    yield (trial := replace(trial, difference=difference))
     ledger = audit(twin, x)
-    found["leak"], found["unconserved"] = ledger.leak, ledger.unconserved
-    if not found["difference"] <= TOLERANCE:
-        found["failure"] = f"f is not kept: {found['difference']:.1e}"
+    yield (trial := replace(trial, leak=ledger.leak, unconserved=ledger.unconserved))
+    if not difference <= TOLERANCE:
+        yield replace(trial, failure=f"f is not kept: {difference:.1e}")
     elif not ledger.leak <= TOLERANCE:
         worst = max(ledger.rows, key=lambda row: row.leak)
-        found["failure"] = f"relevance leaks: {ledger.leak:.1e} at {worst.node} ({worst.op}, {worst.rule})"
+        yield replace(trial, failure=f"relevance leaks: {ledger.leak:.1e} at {worst.node} ({worst.op}, {worst.rule})")
 
 
-def _explained(output: Any) -> Any:
+def _explained(output: Tensor | Sequence[Tensor]) -> Tensor:
     """Of what a model returns, the tensor that is explained by default."""
     if isinstance(output, Tensor):
         return output

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, TypeGuard
 
 import torch
+from torch import Tensor
 
 from ..errors import InputError
-from .report import COLUMNS
+from ..isnet.ranges import Ranges
+from .log import COLUMNS, Row
 
-__all__ = ["CHECKPOINT", "read_checkpoint"]
+__all__ = ["CHECKPOINT", "Checkpoint", "State", "read_checkpoint"]
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -23,7 +26,23 @@ PARTS = {"model": dict, "optimizer": dict, "scaler": dict | None, "ranges": dict
 INSTEAD = "Write to another --output, or begin anew with --restart"
 
 
-def read_checkpoint(path: Path, conditions: dict[str, Any]) -> dict[str, Any]:
+class State(TypedDict):
+    """What a model in training is: its state dict, and those of its optimizer and of the scaler, if there is one."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, object]
+    scaler: dict[str, object] | None
+
+
+class Checkpoint(State):
+    """A state with the ranges that were calibrated, the log so far, and the conditions of the training."""
+
+    ranges: Ranges
+    rows: list[Row]
+    conditions: dict[str, object]
+
+
+def read_checkpoint(path: Path, conditions: Mapping[str, object]) -> Checkpoint:
     """Read a checkpoint, to continue under these conditions.
 
     Raises
@@ -36,8 +55,7 @@ def read_checkpoint(path: Path, conditions: dict[str, Any]) -> dict[str, Any]:
     # Of broken files, the parser raises whatever it happens to.
     except Exception as error:
         raise InputError(f"{path} is broken, or no checkpoint. {INSTEAD}") from error
-    whole = isinstance(saved, dict) and all(isinstance(saved.get(name, ...), kind) for name, kind in PARTS.items())
-    if not whole or not all(isinstance(row, dict) and tuple(row) == COLUMNS for row in saved["rows"]):
+    if not _is_checkpoint(saved):
         raise InputError(f"{path} is no checkpoint of fxlrp train. {INSTEAD}")
     theirs = saved["conditions"]
     changed = [
@@ -51,3 +69,9 @@ def read_checkpoint(path: Path, conditions: dict[str, Any]) -> dict[str, Any]:
             "to another --output, or begin anew with --restart"
         )
     return saved
+
+
+def _is_checkpoint(saved: object) -> TypeGuard[Checkpoint]:
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(name, ...), kind) for name, kind in PARTS.items()):
+        return False
+    return all(isinstance(row, dict) and tuple(row) == COLUMNS for row in saved["rows"])

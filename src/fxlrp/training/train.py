@@ -1,63 +1,37 @@
-"""The training behind `fxlrp train`: folders of images and masks in, a model that looks at the foreground out."""
+"""A training from its beginning to its end, or from where it was interrupted."""
 
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from rich.console import Console
-from rich.progress import track
 
-from .. import zoo
-from ..console import printable, say
 from ..errors import InputError, MissingExtraError
-from ..files import check_output, write_file
-from ..lock import alone_in
-from .checkpoint import CHECKPOINT, read_checkpoint
+from ..io.console import printable, progress_bar, say, walk
+from ..io.files import check_output, write_file
+from ..io.lock import alone_in
+from ..isnet import calibrate
+from ..isnet.ranges import Ranges
+from ..zoo import INITIAL, RANDOM, LoadedModel, load
+from .checkpoint import CHECKPOINT, Checkpoint, read_checkpoint
 from .data import Folder, read_folder, split
-from .ranges import calibrate
-from .report import COLUMNS, HEADER, background_share, described, draw, line, progress_bar, shown, summary, table
+from .heatmaps import draw, shown
+from .log import HEADER, Row, described, line, summary, table
 from .run import CLIP, Run
+from .settings import PRETRAINED, TrainSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+    from rich.progress import Progress
 
-__all__ = ["CHECKPOINT", "COLUMNS", "PRETRAINED", "TrainSettings", "background_share", "train"]
+__all__ = ["train"]
 
 LOG, SETTINGS, MODEL, HEATMAPS = "log.csv", "settings.json", "model.pt", "heatmaps.png"
 WRITTEN = (CHECKPOINT, LOG, SETTINGS, MODEL, HEATMAPS)
-
-PRETRAINED = "pretrained"
-"""What stands for a file of weights where the library's pretrained ones are wanted."""
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """The options of `fxlrp train`, where they are described and have their defaults."""
-
-    model: str
-    weights: str
-    variant: str
-    deep_supervision: bool
-    first_layer: str | None
-    epsilon: float
-    size: int
-    epochs: int
-    batch_size: int
-    lr: float
-    momentum: float
-    p: float
-    d: float
-    w1: float
-    w2: float
-    calibration_epochs: int
-    validation: float
-    seed: int
-    workers: int
-    precision: str
 
 
 def train(
@@ -68,7 +42,7 @@ def train(
     Parameters
     ----------
     images, masks : Path
-        As of `fxlrp.isnet.data.read_folder`.
+        As of `fxlrp.training.data.read_folder`.
     output : Path
         Gets ``checkpoint.pt``, ``log.csv`` and ``settings.json``, after each epoch; at the end ``model.pt``, the
         model's state dict, and ``heatmaps.png``.
@@ -113,7 +87,7 @@ def _train(
     main = accelerator.is_main_process
     if main:
         _prepare(output)
-    folder = read_folder(images, masks, progress=lambda steps: track(steps, "reading", console=console, transient=True))
+    folder = read_folder(images, masks, progress=lambda steps: walk(console, steps, "reading"))
     say(console, described(folder))
     checkpoint = output / CHECKPOINT
     conditions = _conditions(settings, folder, accelerator.num_processes)
@@ -127,7 +101,7 @@ def _train(
         if main:
             checkpoint.unlink(missing_ok=True)
         ranges = _calibrated(run, console, progress=main)
-        rows: list[dict[str, Any]] = []
+        rows: list[Row] = []
     else:
         ranges, rows = saved["ranges"], saved["rows"]
         run.load(saved, checkpoint)
@@ -135,20 +109,15 @@ def _train(
 
     def save() -> None:
         if main:
-            state = {"ranges": ranges, "rows": rows, "conditions": conditions, **run.state()}
-            write_file(checkpoint, lambda file: torch.save(state, file))
-            write_file(output / LOG, lambda file: file.write(table(rows).encode()))
-            write_file(output / SETTINGS, lambda file: file.write(summary(conditions, loaded, ranges).encode()))
+            _save(output, loaded, {"ranges": ranges, "rows": rows, "conditions": conditions, **run.state()})
 
     run.start(ranges)
     save()
     if len(rows) < settings.epochs:
         say(console, HEADER)
-    with progress_bar(console) as progress:
+    with progress_bar(console, transient=True) as progress:
         for epoch in range(len(rows), settings.epochs):
-            task = progress.add_task(f"epoch {epoch + 1} of {settings.epochs}", total=len(run.loader))
-            row = {"epoch": epoch + 1, **run.epoch(epoch, lambda task=task: progress.advance(task))}
-            progress.remove_task(task)
+            row = _epoch(run, epoch, progress)
             run.check(row, checkpoint)
             rows.append(row)
             save()
@@ -160,6 +129,14 @@ def _train(
     say(console, f"The model is {output / MODEL}, with {LOG} and {HEATMAPS}.")
 
 
+def _epoch(run: Run, epoch: int, progress: Progress) -> Row:
+    """Train for an epoch, with a bar for its batches."""
+    task = progress.add_task(f"epoch {epoch + 1} of {run.settings.epochs}", total=len(run.loader))
+    row = run.epoch(epoch, lambda: progress.advance(task))
+    progress.remove_task(task)
+    return row
+
+
 def _prepare(output: Path) -> None:
     """See that all can be written there, and clear away what a process left that was killed."""
     for name in WRITTEN:
@@ -168,12 +145,20 @@ def _prepare(output: Path) -> None:
             left.unlink()
 
 
-def _calibrated(run: Run, console: Console, *, progress: bool) -> Any:
+def _save(output: Path, loaded: LoadedModel, state: Checkpoint) -> None:
+    """Write what comes of an epoch."""
+    settings = summary(state["conditions"], loaded, state["ranges"])
+    write_file(output / CHECKPOINT, lambda file: torch.save(state, file))
+    write_file(output / LOG, lambda file: file.write(table(state["rows"]).encode()))
+    write_file(output / SETTINGS, lambda file: file.write(settings.encode()))
+
+
+def _calibrated(run: Run, console: Console, *, progress: bool) -> Ranges:
     """The natural ranges of the heatmaps, of a plain copy that is trained."""
     settings = run.settings
     say(console, "Calibrating: a plain copy is trained, to see how large its heatmaps are.")
     return calibrate(
-        run.isnet,  # pyright: ignore[reportArgumentType]
+        run.isnet,
         run.loader,
         epochs=settings.calibration_epochs,
         optimizer=lambda parameters: torch.optim.SGD(parameters, lr=settings.lr, momentum=settings.momentum),
@@ -194,19 +179,19 @@ def _accelerator(precision: str) -> Accelerator:
         raise InputError(f"--precision {precision} cannot be had: {error}") from error
 
 
-def _conditions(settings: TrainSettings, folder: Folder, processes: int) -> dict[str, Any]:
+def _conditions(settings: TrainSettings, folder: Folder, processes: int) -> dict[str, object]:
     """What a training that is continued must not differ in, and what may."""
     with_mask = sum(sample.mask is not None for sample in folder.samples)
     found = {"classes": folder.classes, "images": len(folder.samples), "masks": with_mask, "processes": processes}
     return asdict(settings) | found
 
 
-def _initial_model(settings: TrainSettings, classes: list[str]) -> zoo.LoadedModel:
+def _initial_model(settings: TrainSettings, classes: list[str]) -> LoadedModel:
     # What the command calls random is what training begins with.
-    weights = zoo.INITIAL if settings.weights in (zoo.RANDOM, PRETRAINED) else settings.weights
-    loaded = zoo.load(settings.model, weights, classes=len(classes))
+    weights = INITIAL if settings.weights in (RANDOM, PRETRAINED) else settings.weights
+    loaded = load(settings.model, weights, classes=len(classes))
     if settings.weights == PRETRAINED:
-        theirs = zoo.load(settings.model)
+        theirs = load(settings.model)
         own = loaded.model.state_dict()
         # The last layer is for other classes: it stays a new one.
         fitting = {k: v for k, v in theirs.model.state_dict().items() if k in own and v.shape == own[k].shape}

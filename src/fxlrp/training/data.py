@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError, MaskError
-from ..images import read_image, read_mask
-from .loss import mask_at
+from ..io.images import read_image, read_mask
+from ..isnet.loss import mask_at
 
 __all__ = ["Folder", "MaskedImages", "Sample", "read_folder", "split"]
 
@@ -59,8 +58,8 @@ class Folder:
     unused: int
 
 
-Progress = Callable[[Sequence[Any]], Iterable[Any]]
-"""Walks through something, and may show how far it is."""
+Progress = Callable[[Sequence[int]], Iterable[int]]
+"""Walks through numbers, and may show how far it is."""
 
 
 def read_folder(images: str | Path, masks: str | Path, *, progress: Progress = iter) -> Folder:

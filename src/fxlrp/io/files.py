@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from .errors import InputError, MissingExtraError
+from ..errors import InputError, MissingExtraError
 
 __all__ = ["check_output", "check_picture", "write_file"]
 
@@ -64,7 +64,7 @@ def check_picture(path: str | Path) -> None:
     check_output(path, [f".{ending}" for ending in FigureCanvasBase.get_supported_filetypes()])
 
 
-def write_file(path: str | Path, writing: Callable[[BinaryIO], Any]) -> None:
+def write_file(path: str | Path, writing: Callable[[BinaryIO], object]) -> None:
     """Write a file whole or not at all: after an interruption, or on a full disk, the one before is still there.
 
     Parameters

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from .errors import InputError, MaskError
+from ..errors import InputError, MaskError
+
+if TYPE_CHECKING:
+    from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 __all__ = ["read_image", "read_mask"]
 
@@ -132,7 +135,7 @@ class _NoBrightness(Exception):
 
 def _grey(image: Image.Image, backdrop: int) -> Image.Image:
     """Deep grey as "F", from 0 to 1."""
-    tags: Any = getattr(image, "tag_v2", {})
+    tags: ImageFileDirectory_v2 | dict[int, tuple[int, ...]] = getattr(image, "tag_v2", {})
     values = np.array(image)
     if image.mode == "I" and tags and tags.get(SAMPLE_FORMAT, (1,))[0] == 1:
         values = values.view(np.uint32)  # Pillow has no mode for it.

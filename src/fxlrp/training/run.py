@@ -6,25 +6,28 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
-from .. import zoo
 from ..errors import FxlrpError, InputError, ModelError
+from ..isnet import ISNet, ISNetLoss, ISNetLosses
+from ..isnet.ranges import Ranges
+from ..isnet.variants import Settings, epsilon_composite
 from ..twin import convert
+from ..zoo import LoadedModel
+from .checkpoint import Checkpoint, State
 from .data import MaskedImages, Sample
-from .loss import ISNetLoss
-from .module import ISNet
-from .report import COLUMNS, LOSSES, background_share
-from .variants import Settings, epsilon_composite
+from .heatmaps import background_share
+from .log import COLUMNS, Row
+from .settings import TrainSettings
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from .train import TrainSettings
+    from accelerate.data_loader import DataLoaderShard
 
 __all__ = ["CLIP", "Run"]
 
@@ -38,7 +41,7 @@ class Run:
     def __init__(
         self,
         accelerator: Accelerator,
-        loaded: zoo.LoadedModel,
+        loaded: LoadedModel,
         settings: TrainSettings,
         training: list[Sample],
         validation: list[Sample],
@@ -52,7 +55,7 @@ class Run:
         # A constant of the model's own may be infinite.
         self.finite = [name for name, value in model.state_dict().items() if value.isfinite().all()]
         low, high = (bound.to(accelerator.device) for bound in loaded.bounds)
-        self.isnet: nn.Module = ISNet(
+        self.isnet = ISNet(
             model,
             settings.variant,
             settings.epsilon,
@@ -60,7 +63,7 @@ class Run:
             (low, high),
             settings.deep_supervision,
         )
-        self.optimizer: Any = torch.optim.SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
+        self.optimizer: Optimizer = SGD(model.parameters(), lr=settings.lr, momentum=settings.momentum)
         # Whatever the variant, relevance is looked at in the same way.
         rules = Settings(settings.epsilon, settings.first_layer, (low, high), "bounded", 1e-2, flex=False)
         self.twin = convert(model, epsilon_composite(rules), trainable=True)
@@ -68,7 +71,7 @@ class Run:
         self.loader = self._loader(training, size, shuffled=True)
         self.validation_loader = self._loader(validation, size, shuffled=False) if validation else None
 
-    def _loader(self, samples: Sequence[Sample], batch_size: int, *, shuffled: bool) -> Any:
+    def _loader(self, samples: Sequence[Sample], batch_size: int, *, shuffled: bool) -> DataLoaderShard:
         data = MaskedImages(samples, self.settings.size, self.loaded.mean, self.loaded.std)
         # In the order of the seed and the epoch alone. One replica: accelerate gives each process its batches.
         order = DistributedSampler(data, num_replicas=1, rank=0, seed=self.settings.seed) if shuffled else None
@@ -78,38 +81,37 @@ class Run:
         )
         return self.accelerator.prepare(loader)
 
-    def start(self, ranges: Any) -> None:
+    def start(self, ranges: Ranges) -> None:
         """Get ready to train."""
         self.loss = self._loss(ranges)
-        self.isnet, self.optimizer = self.accelerator.prepare(self.isnet, self.optimizer)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.isnet, self.optimizer)
 
-    def _loss(self, ranges: Any) -> ISNetLoss:
+    def _loss(self, ranges: Ranges) -> ISNetLoss:
         settings = self.settings
         return ISNetLoss(settings.p, settings.d, settings.w1, settings.w2, ranges)
 
-    def epoch(self, epoch: int, advance: Callable[[], None]) -> dict[str, Any]:
+    def epoch(self, epoch: int, advance: Callable[[], None]) -> Row:
         """Train for one epoch, and validate."""
         accelerator, began = self.accelerator, time.perf_counter()
         # Random numbers of an epoch do not depend on whether there was an interruption before.
         torch.manual_seed(self.settings.seed + epoch * accelerator.num_processes + accelerator.process_index)
         self.loader.set_epoch(epoch)
-        sums = torch.zeros(len(LOSSES) + 2, device=accelerator.device)
+        sums = torch.zeros(len(ISNetLosses._fields) + 2, device=accelerator.device)
         for x, labels, masks, has_mask in self.loader:
             with accelerator.autocast():
-                out = self.isnet(x)
+                out = self.wrapped(x)
                 losses = self.loss(out, labels, masks, has_mask)
             accelerator.backward(losses.total)
-            accelerator.clip_grad_norm_(self.isnet.parameters(), CLIP)
+            accelerator.clip_grad_norm_(self.wrapped.parameters(), CLIP)
             self.optimizer.step()
             self.optimizer.zero_grad()
             hits = (out.logits.argmax(1) == labels).sum()
             sums += torch.stack([*(part.detach() * len(x) for part in losses), hits, torch.full_like(hits, len(x))])
             advance()
-        total: Any = accelerator.reduce(sums, "sum")
-        *means, count = total.tolist()
-        figures = [mean / count for mean in means]
-        found = [time.perf_counter() - began, *figures, *self._validated()]
-        return dict(zip(COLUMNS[1:], found, strict=True))
+        *totals, count = cast(Tensor, accelerator.reduce(sums, "sum")).tolist()
+        figures = [total / count for total in totals]
+        found = [epoch + 1, time.perf_counter() - began, *figures, *self._validated()]
+        return dict(zip(COLUMNS, found, strict=True))
 
     def _validated(self) -> tuple[float | None, float | None]:
         """Accuracy, and the share of relevance in the background; None where there is nothing to take it of."""
@@ -148,7 +150,7 @@ class Run:
                 raise ModelError(f"the model's output of {sample.image} is not finite (NaN or infinite)")
         return list(zip(output.softmax(1).cpu(), relevance.cpu(), strict=True))
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """What it takes to go on."""
         scaler = self.accelerator.scaler
         return {
@@ -157,29 +159,29 @@ class Run:
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
-    def load(self, state: dict[str, Any], checkpoint: Path) -> None:
+    def load(self, saved: Checkpoint, path: Path) -> None:
         """Go on from there. To be called before `start`."""
         scaler = self.accelerator.scaler
         try:
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            self.model.load_state_dict(saved["model"])
+            self.optimizer.load_state_dict(saved["optimizer"])
             if scaler is not None:
-                scaler.load_state_dict(state["scaler"])
-            self._loss(state["ranges"])
+                scaler.load_state_dict(saved["scaler"] or {})
+            self._loss(saved["ranges"])
         # Of all kinds: the conditions are the same, so this is damage.
         except Exception as error:
             reason = " ".join(str(error).split())
-            raise InputError(f"{checkpoint} does not fit the model, begin anew with --restart: {reason}") from error
+            raise InputError(f"{path} does not fit the model, begin anew with --restart: {reason}") from error
         ruined = self._ruined()
         if ruined:
-            raise InputError(f"{checkpoint} is of no use, begin anew with --restart: {ruined[0]} is not finite")
+            raise InputError(f"{path} is of no use, begin anew with --restart: {ruined[0]} is not finite")
 
     def _ruined(self) -> list[str]:
         """The weights that are not finite any more."""
         state = self.model.state_dict()
         return [name for name in self.finite if not state[name].isfinite().all()]
 
-    def check(self, row: dict[str, Any], checkpoint: Path) -> None:
+    def check(self, row: Row, checkpoint: Path) -> None:
         """See that an epoch did not ruin the model, before it is saved."""
         wrong = [f"the {'loss' if k == 'total' else k} is {v}" for k, v in row.items() if not math.isfinite(v or 0)]
         wrong += [f"{name} is not finite" for name in self._ruined()]
