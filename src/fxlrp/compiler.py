@@ -143,7 +143,7 @@ class Programs:
         self.all, self._known, self._immaterial = [], OrderedDict(), [frozenset()]
         self._homes, self._taken = OrderedDict(), ([], ())
 
-    def _known_for(self, shapes: Any, now: dict[Any, Any]) -> Program | None:
+    def _known_for(self, shapes: object, now: dict[object, object]) -> Program | None:
         known = self._known
         for immaterial in self._immaterial:
             key = shapes, immaterial, _without(now, immaterial)
@@ -152,7 +152,7 @@ class Programs:
                 return known[key]
         return None
 
-    def _made(self, inputs: tuple[Any, ...], shapes: Any, now: dict[Any, Any]) -> Program:
+    def _made(self, inputs: tuple[Any, ...], shapes: object, now: dict[object, object]) -> Program:
         """A program that was made for other sizes or settings and fits, or a new one; the oldest of many is dropped."""
         program = self._find(inputs, now)
         changed = frozenset(key for key in {*now, *program.settings} if now.get(key) != program.settings.get(key))
@@ -165,7 +165,7 @@ class Programs:
         self.all = [each for each in dict.fromkeys((*self.all, program)) if each in kept]
         return program
 
-    def _find(self, inputs: tuple[Tensor, ...], now: dict[Any, Any]) -> Program:
+    def _find(self, inputs: tuple[Tensor, ...], now: dict[object, object]) -> Program:
         for program in self.all:
             if program.settings == now and program.capture.fits(inputs):
                 return program
@@ -192,11 +192,11 @@ class Programs:
         return new
 
 
-def _is_empty(x: Any) -> bool:
+def _is_empty(x: object) -> bool:
     return isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == 0
 
 
-def _without(now: dict[Any, Any], names: frozenset[Any]) -> tuple[Any, ...]:
+def _without(now: dict[object, object], names: frozenset[object]) -> tuple[object, ...]:
     return tuple(item for item in now.items() if item[0] not in names)
 
 

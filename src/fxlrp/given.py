@@ -16,7 +16,7 @@ from .wording import did_you_mean
 __all__ = ["check_choice", "check_flags", "check_inputs", "check_model", "check_options", "inputs_of", "paths_of"]
 
 
-def check_model(model: Any, *, exported: bool = True) -> None:
+def check_model(model: object, *, exported: bool = True) -> None:
     """Raise if `model` is no model that can be captured.
 
     Parameters
@@ -47,13 +47,14 @@ def check_model(model: Any, *, exported: bool = True) -> None:
         )
 
 
-def _instead_of_model(value: Any) -> str:
+def _instead_of_model(value: object) -> str:
     if isinstance(value, Mapping):
         return ": build the model first, and give these weights to its load_state_dict"
-    return f": call it, if it makes a model: {value.__name__}(...)" if hasattr(value, "__name__") else ""
+    name = getattr(value, "__name__", None)
+    return f": call it, if it makes a model: {name}(...)" if name else ""
 
 
-def inputs_of(x: Any) -> tuple[Tensor, ...]:
+def inputs_of(x: object) -> tuple[Tensor, ...]:
     """The inputs, from one tensor or several.
 
     Raises
@@ -77,7 +78,7 @@ def inputs_of(x: Any) -> tuple[Tensor, ...]:
     return tuple(x)
 
 
-def _instead_of_tensor(value: Any) -> str:
+def _instead_of_tensor(value: object) -> str:
     if type(value).__module__.startswith("PIL."):
         return (
             "make a tensor (B, C, H, W) of the image, with the transforms that the model was trained with, or for "
@@ -92,10 +93,11 @@ def _instead_of_tensor(value: Any) -> str:
     return "inputs are tensors, several of them in a tuple"
 
 
-def check_inputs(inputs: Sequence[Any]) -> None:
+def check_inputs(inputs: Sequence[object]) -> None:
     """Raise an `InputError` if inputs are not tensors, or none of them is floating-point."""
-    if not any(x.is_floating_point() for x in inputs_of(tuple(inputs))):
-        kinds = ", ".join(str(x.dtype) for x in inputs)
+    tensors = inputs_of(tuple(inputs))
+    if not any(x.is_floating_point() for x in tensors):
+        kinds = ", ".join(str(x.dtype) for x in tensors)
         raise InputError(
             f"the input is {kinds}: relevance goes to floating-point inputs only. Convert it, for example with "
             "x.float() / 255"
@@ -109,7 +111,7 @@ def check_flags(**flags: Any) -> None:
             raise InputError(f"{name} is True or False, not {value!r} ({type(value).__name__})")
 
 
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise an `InputError` if `value` is none of `choices`."""
     if value not in list(choices):
         raise InputError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}{did_you_mean(value, choices)}")
@@ -122,7 +124,7 @@ def check_options(function: str, options: Iterable[str], known: Collection[str])
             raise InputError(f"{function} has no option '{name}'{did_you_mean(name, known)} It has: {', '.join(known)}")
 
 
-def paths_of(name: str, value: Any) -> tuple[str, ...]:
+def paths_of(name: str, value: object) -> tuple[str, ...]:
     """The module paths that the option `name` was given.
 
     Raises
@@ -144,7 +146,7 @@ def paths_of(name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
-def _a(value: Any) -> str:
+def _a(value: object) -> str:
     kind = type(value).__name__
     if value is None:
         return "None"

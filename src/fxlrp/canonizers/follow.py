@@ -23,6 +23,7 @@ from ..ops.affine import affine, constant_map
 from ..ops.structure import flipped
 from ..place import module_path
 from ..reading import is_known, unwrap
+from ..signature import Target
 from .sample import NONE, Sample, filled, item_of, moved, run_on, spread
 from .scaled import Scaled, chain, join, signs, thresholds, whole
 
@@ -38,7 +39,7 @@ _MAX_POOLS = (
     aten.adaptive_max_pool2d.default,
     aten.adaptive_max_pool3d.default,
 )
-_PAD_VALUE: dict[Any, int] = {aten.pad.default: 3, aten.constant_pad_nd.default: 2}
+_PAD_VALUE: dict[object, int] = {aten.pad.default: 3, aten.constant_pad_nd.default: 2}
 """Where the value stands that an op pads with."""
 
 
@@ -67,7 +68,7 @@ class Follower:
         if found is not None:
             self.found[node] = found
 
-    def _found(self, node: fx.Node, target: Any) -> Scaled | None:
+    def _found(self, node: fx.Node, target: Target) -> Scaled | None:
         if target in (affine, constant_map):
             return self._start(node, *unwrap(node)[1])
         source, item = node, None

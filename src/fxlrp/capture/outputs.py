@@ -95,7 +95,7 @@ def _entries(value: Any) -> Mapping[Any, Any] | None:
     return None
 
 
-def _described(value: Any) -> str:
+def _described(value: object) -> str:
     entries = _entries(value)
     if entries is not None:
         what = "keys" if isinstance(value, Mapping) else "fields"

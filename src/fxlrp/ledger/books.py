@@ -159,7 +159,7 @@ class Books:
         return [torch.randn(share.shape, **options).bfloat16().to(share) for share in shares]
 
     def _checked(
-        self, rule: Rule, call: Call, output: Any, relevance: Any, shares: Sequence[Tensor]
+        self, rule: Rule, call: Call, output: Tensor, relevance: Tensor, shares: Sequence[Tensor]
     ) -> tuple[Account, float | None]:
         """Where a rule's relevance goes beside its inputs, and how far what they got is from its place."""
         if not shares:

@@ -70,13 +70,13 @@ class _SeedBySeed(torch.autograd.Function):
         return pull(gradient)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+    def setup_context(ctx: object, inputs: object, output: object) -> None:
         """Nothing is kept: the derivative is that of what `vmap` runs."""
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    def vmap(info: object, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         pull, gradient = args
-        each = [pull(one) for one in gradient.unbind(in_dims[1])]
+        each = [pull(one) for one in gradient.unbind(in_dims[1] or 0)]
         found = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
         return found, (0,) * len(found)
 
@@ -97,7 +97,7 @@ def along(function: Callable[..., Any], inputs: Sequence[Tensor], tangents: Sequ
         value = function(*inputs)
         several = isinstance(value, list | tuple)
         outputs = list(value) if several else [value]
-        # Any will do, as the transpose is linear in them.
+        # All will do, as the transpose is linear in them.
         ramps = [torch.linspace(1, 2, o.numel(), dtype=o.dtype, device=o.device) for o in outputs]
         seeds = [ramp.view(o.shape).requires_grad_() for ramp, o in zip(ramps, outputs, strict=True)]
         taken_back = _gradients(outputs, inputs, seeds, create_graph=True)

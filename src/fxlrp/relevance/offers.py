@@ -31,7 +31,7 @@ class Offers:
 
     def __init__(self, composite: Composite, modules: Mapping[str, nn.Module]) -> None:
         self._composite, self._modules = composite, modules
-        self._context: dict[Any, Any] = {}
+        self._context: dict[object, object] = {}
         self._hooks: dict[str, Any] = {}
         self._with_ops: set[str] = set()
         self._given: dict[str, fx.Node] = {}
@@ -73,7 +73,7 @@ class Offers:
             hook = self._hooks[key]
         return hook
 
-    def _once(self, node: fx.Node, path: str, module: Any, stand_in: nn.Module | None) -> None:
+    def _once(self, node: fx.Node, path: str, module: nn.Module, stand_in: nn.Module | None) -> None:
         """A rule for a module speaks of all of it: so the module must be one op."""
         if isinstance(module, type(stand_in)):
             return

@@ -114,12 +114,12 @@ class Program:
     """
 
     capture: Capture
-    fingerprint: tuple[Any, ...]
+    fingerprint: tuple[object, ...]
     canonical: fx.GraphModule
     passes: Sequence[RelevancePass]
-    settings: dict[Any, Any]
+    settings: dict[object, object]
     tensors: list[Tensor]
-    weights: tuple[Any, ...]
+    weights: tuple[object, ...]
     lender: nn.Module | None = None
     of_output: Callable[[], Program] | None = None
 
@@ -128,7 +128,7 @@ class Program:
         make: Any = None if self.of_output is None else torch.compiler.disable(self.of_output)
         return self if make is None else make()
 
-    def is_of(self, weights: Callable[[list[Tensor]], tuple[Any, ...]]) -> bool:
+    def is_of(self, weights: Callable[[list[Tensor]], tuple[object, ...]]) -> bool:
         """Whether the tensors whose values it bakes in are as they were."""
         return not self.tensors or weights(self.tensors) == self.weights
 
@@ -175,11 +175,11 @@ class Program:
         paths = {str(node.target) for node in part.graph.find_nodes(op="get_attr")}
         return functional_call(part, {path: lent[path] for path in lent.keys() & paths}, args)
 
-    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[int, Any]]:
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[int, Tensor]]:
         """The model's output, and the values that `relevance` needs."""
         return self._called(self._forward_half, *inputs)
 
-    def relevance(self, values: dict[int, Any], seed: Tensor, method: int = 0) -> Found:
+    def relevance(self, values: dict[int, Tensor], seed: Tensor, method: int = 0) -> Found:
         """Relevance of each input and what was recorded, from a seed of the output's shape or K of them (K in front).
 
         Parameters
@@ -209,7 +209,7 @@ class Program:
 
 # torch.compile cannot follow vmap over functions with derivatives of their own (torch 2.15): it runs as it is.
 @torch.compiler.disable
-def _of_each(half: Callable[..., Found], seeds: Tensor, saved: Sequence[Any]) -> Found:
+def _of_each(half: Callable[..., Found], seeds: Tensor, saved: Sequence[object]) -> Found:
     """The relevance half for each of K seeds."""
     return torch.vmap(lambda seed: half(seed, *saved), randomness="different")(seeds)
 

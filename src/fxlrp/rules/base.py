@@ -34,19 +34,19 @@ class Account(NamedTuple):
     definition: float = 0.0
 
 
-def total(value: Any) -> float:
+def total(value: Tensor | Sequence[Tensor | None]) -> float:
     """The sum of a tensor's elements, or of those of several tensors (None counts as zero)."""
-    parts = value if isinstance(value, list | tuple) else [value]
+    parts = [value] if isinstance(value, Tensor) else value
     return sum(float(part.sum()) for part in parts if part is not None)
 
 
-def paired(relevance: Any, values: Any) -> float:
+def paired(relevance: Tensor | Sequence[Tensor | None], values: Tensor | Sequence[Tensor]) -> float:
     """The sum of relevance times values, of one tensor or several; where there is no relevance, it is zero.
 
     A value may be infinite there, as a mask is.
     """
-    several = isinstance(relevance, list | tuple)
-    pairs = zip(relevance, values, strict=True) if several else [(relevance, values)]
+    received = [relevance] if isinstance(relevance, Tensor) else relevance
+    pairs = zip(received, [values] if isinstance(values, Tensor) else values, strict=True)
     return total([torch.where(r == 0, 0.0, r * v.to(r.dtype)) for r, v in pairs if r is not None])
 
 
@@ -92,7 +92,7 @@ class Site:
         """The positions of the op's arguments."""
         return positions(self.target)
 
-    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, object]) -> Call:
         """A call of the op."""
         return Call(self.op, self.target, args, kwargs, self.slots, self.names)
 
@@ -147,17 +147,18 @@ class Rule:
         """Whether a positive factor of the output channels may stand beside the op's weight, and not in it."""
         return False
 
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+    def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         """Relevance of each of ``call.inputs``; to be overridden.
 
         Parameters
         ----------
         call : Call
             The op, with its values.
-        output : Tensor or None
-            The op's value; None where ``needs_output`` is False.
+        output : Tensor
+            The op's value; where ``needs_output`` is False, None in its place.
         relevance : Tensor
-            Relevance of the op's value, of its shape.
+            Relevance of the op's value, of its shape. Of an op that moves values to several outputs, a list, with None
+            for those that no relevance reaches.
 
         Returns
         -------
@@ -166,7 +167,7 @@ class Rule:
         """
         raise NotImplementedError
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """What does not go to the inputs, and why, for the ledger (`fxlrp.audit`).
 
         A rule says so by a formula of its own, that does not look at what `propagate` gives. Of one that has none, as
@@ -188,7 +189,7 @@ class Rule:
         """
         return Account(definition=total(relevance) - total(self.propagate(call, output, relevance)))
 
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+    def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """Where relevance should lie, for the ledger: ``sum_i <v_i, R_i>``, its sum over the inputs by given weights.
 
         What `account` is for sums, this is for places: by a formula from the side of the outputs, that does not look at

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from zennit.core import Stabilizer
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 __all__ = ["has_stabilizer", "quickened", "with_stabilizers"]
 
@@ -24,14 +27,14 @@ def _quick(stabilizer: Stabilizer) -> Callable[[Tensor], Tensor]:
     return stabilize
 
 
-def quickened(function: Callable[..., Any]) -> Callable[..., Any]:
+def quickened(function: Callable[_P, _T]) -> Callable[_P, _T]:
     """The same function, its plain stabilizers (that neither clip nor scale with the norm) replaced by quick ones."""
     return with_stabilizers(function, lambda s: s if s.clip or s.norm_scale else _quick(s))
 
 
 def with_stabilizers(
-    function: Callable[..., Any], replacement: Callable[[Stabilizer], Callable[[Tensor], Tensor]]
-) -> Callable[..., Any]:
+    function: Callable[_P, _T], replacement: Callable[[Stabilizer], Callable[[Tensor], Tensor]]
+) -> Callable[_P, _T]:
     """The same function with other stabilizers.
 
     Parameters
@@ -51,7 +54,7 @@ def with_stabilizers(
     return types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
 
 
-def has_stabilizer(function: Callable[..., Any]) -> bool:
+def has_stabilizer(function: Callable[..., object]) -> bool:
     """Whether a function has a stabilizer of zennit's in its closure."""
     cells = function.__closure__ or () if isinstance(function, types.FunctionType) else ()
     return any(type(cell.cell_contents) is Stabilizer for cell in cells)
