@@ -53,7 +53,11 @@ class Pass(Rule):
     """Relevance passes unchanged: of an op that is elementwise, or one-to-one."""
 
     needs_output = False
-    is_identity = True
+
+    @property
+    def is_identity(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether this is `Pass` itself, or what says no more: a rule that propagates is one of its own."""
+        return type(self).propagate is Rule.propagate
 
     def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """All of it passes."""
