@@ -12,6 +12,7 @@ from torch import fx
 
 from ...given import check_choice
 from ...graph import drop_dead_code
+from ...values import on_the_cpu
 from .cheaper_functions import use_cheaper_functions
 from .constant_params import modify_constants_once
 from .emitted import Emitted
@@ -59,6 +60,7 @@ def prepare(canonical: fx.GraphModule, names: Collection[str]) -> None:
             drop_dead_code(canonical.graph)
 
 
+@on_the_cpu
 def optimize(emitted: Emitted, names: Collection[str]) -> None:
     """Run the rewrites of these names on an emitted pass, in place."""
     for name, rewrite in REWRITES.items():
