@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,14 +35,14 @@ class Gate(Rule):
     def receivers(self, slots: Sequence[Slot]) -> Sequence[Slot]:
         return [slot for slot in slots if slot[0] == self.signal]
 
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+    def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         return [relevance.sum_to_size(x.shape) for x in call.inputs]
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """All of it goes on."""
         return Account()
 
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+    def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """Each value's goes to the element of the signal that it was made of."""
         slots = zip(call.slots, weights, strict=True)
         return sum(paired(relevance, v) for (position, _), v in slots if position == self.signal)
@@ -54,16 +53,16 @@ class Half(Rule):
 
     needs_output = False
 
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+    def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         return [(relevance / len(call.slots)).sum_to_size(x.shape) for x in call.inputs]
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """All of it goes on."""
         return Account()
 
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+    def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """A half of each value's goes to each of the elements that it was made of."""
-        return paired(relevance, sum(weights)) / len(weights)
+        return sum(paired(relevance, v) for v in weights) / len(weights)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -78,13 +77,13 @@ class Linearized(Rule):
 
     linearize: Callable[[Call], Callable[[Tensor], Tensor]]
 
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+    def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         (x,) = call.inputs
         _, pull = pull_back(self.linearize(call), x.to(relevance.dtype))
         (share,) = pull(relevance / stabilize(output.to(relevance.dtype), STABILIZER))
         return (x * share,)
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """The linear map's constant term and the stabilizer take their shares of each unit's denominator."""
         (x,) = call.inputs
         stable = stabilize(output, STABILIZER)
@@ -92,7 +91,7 @@ class Linearized(Rule):
         constant = self.linearize(call)(torch.zeros_like(x))
         return Account(bias=total(share * constant), stabilizer=total(share * (stable - output)))
 
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+    def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """``<R / z, L (v x)>``, of the linear map L."""
         (x,), linear = call.inputs, self.linearize(call)
         return paired(relevance / stabilize(output, STABILIZER), linear(weights[0] * x) - linear(torch.zeros_like(x)))
@@ -140,15 +139,15 @@ def matmul_remainder(o: Tensor, relevance: Tensor) -> float:
 class Softmax(Rule):
     """AttnLRP's first-order rule; its remainder does not conserve (arXiv 2402.05602, proposition 3.1)."""
 
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+    def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         x = call.args[0].to(relevance.dtype)
         return (softmax_relevance(x, output.to(relevance.dtype), relevance, call["dim"]),)
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """The remainder of the expansion."""
         return Account(definition=softmax_remainder(call.args[0], output, relevance, call["dim"]))
 
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+    def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """``sum_j R_s,j (v_j x_j - sum_i s_i v_i x_i)``."""
         return paired(relevance, softmax_weights(call.args[0], output, weights[0], call["dim"]))
 
@@ -159,16 +158,16 @@ class Bilinear(Rule):
     ``R_a = a * J_a^T (R / (2 o))`` of any product that is linear in each factor.
     """
 
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+    def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         call, output = _in_precision_of(relevance, call, output)
         gradients = call.vjp(relevance / stabilize(2 * output, STABILIZER))
         return [x * gradient for x, gradient in zip(call.inputs, gradients, strict=True)]
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """The stabilizer's share."""
         return Account(stabilizer=matmul_remainder(_in_precision_of(relevance, call, output)[1], relevance))
 
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+    def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """``<R / (2 o), f(v a, b) + f(a, v b)>``."""
         call, output = _in_precision_of(relevance, call, output)
         (a, b), (of_a, of_b) = call.inputs, weights
@@ -187,7 +186,7 @@ def _in_precision_of(relevance: Tensor, call: Call, output: Tensor) -> tuple[Cal
 class Attention(Rule):
     """Scaled dot-product attention, as the softmax and the two matrix products that it is made of (AttnLRP)."""
 
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+    def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         q, k, v, scores, weights = self._parts(call, relevance)
         of_weights, of_v = matmul_relevance(weights, v, output.to(relevance.dtype), relevance)
         of_scores = softmax_relevance(scores, weights, of_weights, -1)
@@ -195,7 +194,7 @@ class Attention(Rule):
         found = {0: of_q, 1: of_k_transposed.mT, 2: of_v}
         return [_of_shared(found[position], x) for (position, _), x in zip(call.slots, call.inputs, strict=True)]
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """The stabilizers of the two products, the softmax's remainder, and the half that a constant factor takes."""
         _, _, v, scores, weights = self._parts(call, relevance)
         of_weights, _ = matmul_relevance(weights, v, output, relevance)
@@ -209,7 +208,7 @@ class Attention(Rule):
             definition=softmax_remainder(scores, weights, of_weights, -1),
         )
 
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+    def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """Weights of queries and keys as weights of the scores, those as of the attention weights, and of the value."""
         q, k, v, scores, _ = self._parts(call, relevance)
         given = {position: of for (position, _), of in zip(call.slots, weights, strict=True)}

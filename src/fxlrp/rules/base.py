@@ -34,20 +34,20 @@ class Account(NamedTuple):
     definition: float = 0.0
 
 
-def total(value: Any) -> float:
+def total(value: Tensor | Sequence[Tensor | None]) -> float:
     """The sum of a tensor's elements, or of those of several tensors (None counts as zero)."""
-    parts = value if isinstance(value, list | tuple) else [value]
+    parts = [value] if isinstance(value, Tensor) else value
     return sum(float(part.sum()) for part in parts if part is not None)
 
 
-def paired(relevance: Any, values: Any) -> float:
+def paired(relevance: Tensor | Sequence[Tensor | None], values: Tensor | Sequence[Tensor]) -> float:
     """The sum of relevance times values, of one tensor or several; where there is no relevance, it is zero.
 
     A value may be infinite there, as a mask is.
     """
-    several = isinstance(relevance, list | tuple)
-    pairs = zip(relevance, values, strict=True) if several else [(relevance, values)]
-    return total([torch.where(r == 0, 0.0, r * v.to(r.dtype)) for r, v in pairs if r is not None])
+    each = [relevance] if isinstance(relevance, Tensor) else relevance
+    its = [values] if isinstance(values, Tensor) else values
+    return total([torch.where(r == 0, 0.0, r * v.to(r.dtype)) for r, v in zip(each, its, strict=True) if r is not None])
 
 
 class Refused(Exception):
@@ -147,7 +147,7 @@ class Rule:
         """Whether a positive factor of the output channels may stand beside the op's weight, and not in it."""
         return False
 
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+    def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         """Relevance of each of ``call.inputs``; to be overridden.
 
         Parameters
@@ -166,7 +166,7 @@ class Rule:
         """
         raise NotImplementedError
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """What does not go to the inputs, and why, for the ledger (`fxlrp.audit`).
 
         A rule says so by a formula of its own, that does not look at what `propagate` gives. Of one that has none, as
@@ -188,7 +188,7 @@ class Rule:
         """
         return Account(definition=total(relevance) - total(self.propagate(call, output, relevance)))
 
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+    def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """Where relevance should lie, for the ledger: ``sum_i <v_i, R_i>``, its sum over the inputs by given weights.
 
         What `account` is for sums, this is for places: by a formula from the side of the outputs, that does not look at

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,18 +21,18 @@ class Gradient(Rule):
     def takes_scale(self, site: Site) -> bool:
         return True
 
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+    def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         """The vector-Jacobian product of the op with the relevance."""
         try:
             return call.vjp(relevance)
         except NotImplementedError as error:
             raise Refused(str(error)) from error
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """Each unit's relevance is multiplied with the sum of its derivatives, ``(J 1)_k``; the rest is dropped."""
         return Account(definition=_not_handed_on(call, relevance))
 
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+    def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """``<v, J^T R> = <R, J v>``."""
         return paired(relevance, call.jvp(weights))
 
@@ -41,12 +40,12 @@ class Gradient(Rule):
 class Transpose(Gradient):
     """The exact transpose of an op that moves values about: relevance goes back to where the values came from."""
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """What came from no input is a constant's."""
         return Account(bias=_not_handed_on(call, relevance))
 
 
-def _not_handed_on(call: Call, relevance: Any) -> float:
+def _not_handed_on(call: Call, relevance: Tensor) -> float:
     return total(relevance) - paired(relevance, call.jvp([torch.ones_like(x) for x in call.inputs]))
 
 
@@ -56,10 +55,10 @@ class Pass(Rule):
     needs_output = False
     is_identity = True
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """All of it passes."""
         return Account()
 
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+    def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """Each value's stays at its place."""
         return paired(relevance, weights[0])

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +27,7 @@ from ...ops import Call, pull_back
 from ...values import on_the_cpu
 from ..base import Account, paired, total
 from . import probe
+from .branch import Mapper, Modifier
 from .stabilizer import has_stabilizer, with_stabilizers
 
 __all__ = ["Evaluated", "account_of", "expected_of"]
@@ -38,7 +38,7 @@ class Evaluated:
     """A branch of the rule: the op at its modified inputs and parameters, and how its output is modified."""
 
     call: Call
-    output_modifier: Callable[[Tensor], Tensor]
+    output_modifier: Modifier
 
 
 @dataclass(frozen=True)
@@ -143,17 +143,16 @@ class _Part:
 
     @property
     def linear(self) -> Tensor:
-        return self.call.jvp(self.call.inputs)
+        found = self.call.jvp(self.call.inputs)
+        assert isinstance(found, Tensor)  # No op with several values gets a composite's rule.
+        return found
 
     @property
     def remainder(self) -> Tensor:
         return self.call.run() - self.constant - self.linear
 
 
-Mapper = Callable[[Tensor, list[Tensor]], Any]
-
-
-def _mapped(mapper: Mapper, replacement: Callable[[Stabilizer], Callable[[Tensor], Tensor]], of: list[Tensor]) -> Any:
+def _mapped(mapper: Mapper, replacement: Callable[[Stabilizer], Modifier], of: list[Tensor]) -> list[Tensor]:
     """What the mapper makes of a relevance of one, with something else for its stabilizer."""
     found = with_stabilizers(mapper, replacement)(torch.ones_like(of[0]), list(of))
     return [found] if isinstance(found, Tensor) else list(found)

@@ -8,14 +8,15 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from zennit.core import BasicHook
+from zennit.core import BasicHook, Hook
 
 from ...ops import Call, pull_back
+from ...ops.derivative import Pull
 from ...values import may_look_at
 from ..base import Account, Refused, Rule, Site
 from . import probe
 from .account import Evaluated, account_of, expected_of
-from .branch import Branch, branches_of, check_params, modified_params
+from .branch import Branch, Mapper, branches_of, check_params, modified_params
 from .spelled import spelled
 
 __all__ = ["BasicRule", "is_basic"]
@@ -49,7 +50,7 @@ class BasicRule(Rule):
     hook: BasicHook
     branches: tuple[Branch, ...] = ()
     of_non_negative: tuple[Branch, ...] = ()
-    mapper: Callable[..., Any] | None = None
+    mapper: Mapper | None = None
     by_products: bool = False
 
     @property
@@ -93,7 +94,7 @@ class BasicRule(Rule):
         branches = [b for b in (*self.branches, *self.of_non_negative) if not b.keeps_params]
         return all(probe.keeps_scale(self.modifying(b, site), dict(site.param_shapes)) for b in branches)
 
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+    def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         if self.by_products:
             return [self._share_of_products(call, relevance)]
         exact = relevance.dtype
@@ -112,18 +113,17 @@ class BasicRule(Rule):
             computed.append(value.dtype)
             pulls.append(pull)
         mapped = self._mapped(relevance, outputs, branches)
-        gradients: list[Any] = []
+        gradients: list[list[Tensor]] = []
         for branch, at, dtype, pull, wanted in zip(branches, calls, computed, pulls, mapped, strict=True):
             if not branch.reads_gradient:
                 gradients.append([zero] * len(call.slots))
                 continue
             (gradient,) = (wanted,) if pull is None else pull(wanted)
             gradients.append([taken.to(exact) for taken in at.vjp(gradient.to(dtype))])
-        found: list[Any] = [
+        return [
             self._reduced([i[slot] for i in inputs], [g[slot] for g in gradients], x)
             for slot, x in enumerate(call.inputs)
         ]
-        return found
 
     def _of_this_input(self, call: Call) -> Sequence[Branch]:
         """The branches; of the model's own input, those for a non-negative one, if it is."""
@@ -143,9 +143,9 @@ class BasicRule(Rule):
             _same_shape(f"a param modifier made of the {name}", found[name], param.shape)
         return {**found, **rectified}
 
-    def _mapped(self, relevance: Tensor, outputs: list[Tensor], branches: Sequence[Branch]) -> list[Any]:
+    def _mapped(self, relevance: Tensor, outputs: list[Tensor], branches: Sequence[Branch]) -> list[Tensor]:
         """The gradient of each branch's output."""
-        mapped: Any = (self.mapper or self.hook.gradient_mapper)(relevance, outputs)
+        mapped = (self.mapper or self.hook.gradient_mapper)(relevance, outputs)
         mapped = [mapped] if isinstance(mapped, Tensor) else list(mapped) if isinstance(mapped, Iterable) else []
         if len(mapped) != len(branches):
             raise Refused(f"its gradient mapper gave {len(mapped)} tensors for {len(branches)} branches")
@@ -170,12 +170,12 @@ class BasicRule(Rule):
         outputs += [products.new_zeros(())] * (len(self.branches) - 1)
         return products * (self.mapper or self.hook.gradient_mapper)(relevance, outputs)[0]
 
-    def account(self, call: Call, output: Any, relevance: Any) -> Account:
+    def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """Every branch evaluated anew, without shortcuts: see `fxlrp.rules.zennit.account`."""
         found = account_of(self.hook, self._evaluated(call), relevance)
         return super().account(call, output, relevance) if found is None else found
 
-    def expected(self, call: Call, output: Any, relevance: Any, weights: Sequence[Tensor]) -> float | None:
+    def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """As `account`: every branch anew."""
         return expected_of(self.hook, self._evaluated(call), relevance, weights)
 
@@ -198,7 +198,7 @@ def _at(branch: Branch, x: Tensor) -> Tensor:
     return value
 
 
-def _value(branch: Branch, at: Call, output: Any) -> tuple[Tensor, Any]:
+def _value(branch: Branch, at: Call, output: Tensor) -> tuple[Tensor, Pull | None]:
     """A branch's output, and the pull-back of its output modifier (None where it changes nothing)."""
     if branch.is_forward:
         return output, None
@@ -214,14 +214,14 @@ def _value(branch: Branch, at: Call, output: Any) -> tuple[Tensor, Any]:
     return modified, pull
 
 
-def _same_shape(what: str, value: Any, shape: Sequence[int]) -> None:
+def _same_shape(what: str, value: object, shape: Sequence[int]) -> None:
     if not isinstance(value, Tensor):
         raise Refused(f"{what} a {type(value).__name__}, where a tensor of shape {tuple(shape)} is due")
     if value.shape != shape:
         raise Refused(f"{what} a tensor of shape {tuple(value.shape)}, where {tuple(shape)} is due")
 
 
-def is_basic(hook: Any) -> TypeGuard[BasicHook]:
+def is_basic(hook: Hook) -> TypeGuard[BasicHook]:
     """Whether a zennit hook is nothing but the data of a `BasicHook`, its methods not overridden."""
     kind = type(hook)
     return isinstance(hook, BasicHook) and all(

@@ -11,10 +11,13 @@ from zennit.core import BasicHook, ParamMod, zero_wrap
 
 from ...errors import RuleError
 
-__all__ = ["Branch", "ParamModifier", "branches_of", "check_params", "modified_params"]
+__all__ = ["Branch", "Mapper", "ParamModifier", "Reducer", "branches_of", "check_params", "modified_params"]
 
 Modifier = Callable[[Tensor], Tensor]
 ParamModifier = ParamMod | Callable[[Tensor, str], Tensor]
+Mapper = Callable[[Tensor, list[Tensor]], Tensor | Sequence[Tensor]]
+Reducer = Callable[[list[Tensor], list[Tensor]], Any]
+"""It gives a tensor; but zennit's own is a `sum`, which a type checker takes for an int."""
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ class HookRule(Rule):
     def __repr__(self) -> str:
         return spelled(self.hook)
 
-    def propagate(self, call: Call, output: Any, relevance: Any) -> Sequence[Tensor]:
+    def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         hook, module = self.hook, _view(self._module, call.params)
         inputs = call.inputs
         arguments = (module, inputs, dict(call.kwargs), output) if self._takes_kwargs else (module, inputs, output)

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import RuleError
 from ...values import on_the_cpu
+from .branch import Mapper, Modifier, Reducer
 
 __all__ = [
     "coefficients",
@@ -42,7 +42,7 @@ def numbers(shape: Sequence[int], *, non_negative: bool = False, seed: int = 0) 
     return values if non_negative else values * torch.where(draw() < 0.5, -1.0, 1.0).to(values)
 
 
-def _agrees(function: Callable[[Tensor], Any], reference: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> bool:
+def _agrees(function: Modifier, reference: Modifier, inputs: Sequence[Tensor]) -> bool:
     for x in inputs:
         try:
             value = function(x.clone())
@@ -54,7 +54,7 @@ def _agrees(function: Callable[[Tensor], Any], reference: Callable[[Tensor], Ten
     return True
 
 
-def _equal(value: Any, expected: Tensor) -> bool:
+def _equal(value: object, expected: Tensor) -> bool:
     return isinstance(value, Tensor) and torch.equal(value, expected)
 
 
@@ -68,12 +68,12 @@ def _inputs(shape: Sequence[int], non_negative: bool) -> list[Tensor]:
     return [numbers(shape, non_negative=non_negative, seed=seed) for seed in _rounds([shape])]
 
 
-def is_identity(modifier: Callable[[Tensor], Any], shape: Sequence[int], *, non_negative: bool) -> bool:
+def is_identity(modifier: Modifier, shape: Sequence[int], *, non_negative: bool) -> bool:
     """Whether an input or output modifier changes nothing (on non-negative numbers, if ``non_negative``)."""
     return _agrees(modifier, lambda x: x, _inputs(shape, non_negative))
 
 
-def is_zero(modifier: Callable[[Tensor], Any], shape: Sequence[int], *, non_negative: bool) -> bool:
+def is_zero(modifier: Modifier, shape: Sequence[int], *, non_negative: bool) -> bool:
     """Whether an input modifier gives zero (on non-negative numbers, if ``non_negative``)."""
     return _agrees(modifier, torch.zeros_like, _inputs(shape, non_negative))
 
@@ -95,12 +95,12 @@ def keeps_params(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shape
     return True
 
 
-def is_relu(modifier: Callable[[Tensor], Any], shape: Sequence[int]) -> bool:
+def is_relu(modifier: Modifier, shape: Sequence[int]) -> bool:
     """Whether an input modifier is a ReLU, however it is written."""
     return _agrees(modifier, torch.relu, _inputs(shape, non_negative=False))
 
 
-def is_negative_part(modifier: Callable[[Tensor], Any], shape: Sequence[int]) -> bool:
+def is_negative_part(modifier: Modifier, shape: Sequence[int]) -> bool:
     """Whether an input modifier keeps what is negative alone, however it is written."""
     return _agrees(modifier, lambda x: x.clamp(max=0), _inputs(shape, non_negative=False))
 
@@ -133,9 +133,7 @@ def keeps_scale(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes
     return True
 
 
-def reads_gradient(
-    reducer: Callable[[list[Tensor], list[Tensor]], Any], count: int, index: int, zero_inputs: Sequence[int]
-) -> bool:
+def reads_gradient(reducer: Reducer, count: int, index: int, zero_inputs: Sequence[int]) -> bool:
     """Whether a reducer's value depends on the gradient of branch `index`, where some branches' inputs are zero."""
     shape = (64,)
     inputs = [torch.zeros(shape).double() if i in zero_inputs else numbers(shape, seed=i) for i in range(count)]
@@ -150,10 +148,10 @@ def reads_gradient(
 
 
 def shares_positive_products(
-    modifiers: Sequence[Callable[[Tensor], Any]],
+    modifiers: Sequence[Modifier],
     modify: Sequence[Callable[[dict[str, Tensor]], dict[str, Tensor]]],
-    mapper: Callable[[Tensor, list[Tensor]], Any],
-    reducer: Callable[[list[Tensor], list[Tensor]], Any],
+    mapper: Mapper,
+    reducer: Reducer,
 ) -> bool:
     """Whether a rule without output modifiers shares a unit's relevance by the positive part of each ``x_i w_i``.
 
@@ -184,9 +182,7 @@ def shares_positive_products(
 
 
 @on_the_cpu
-def coefficients(
-    reducer: Callable[[list[Tensor], list[Tensor]], Any], count: int
-) -> tuple[list[float], list[float]] | None:
+def coefficients(reducer: Reducer, count: int) -> tuple[list[float], list[float]] | None:
     """The a and b of a reducer ``sum_i a_i x_i g_i + b_i g_i`` of `count` branches; None if it is not of this form."""
     zeros = [torch.zeros(1, dtype=torch.float64)] * count
     ones = [torch.ones(1, dtype=torch.float64)] * count

@@ -7,7 +7,6 @@ import inspect
 import types
 from collections.abc import Mapping, Sequence
 from numbers import Number
-from typing import Any
 
 from torch import Tensor
 from zennit.core import Hook, ParamMod, Stabilizer
@@ -51,14 +50,14 @@ def spelled(rule: Hook | Stabilizer) -> str:
     return f"{name}({', '.join(shown)})"
 
 
-def _held_by_default(kind: type, parameters: Sequence[inspect.Parameter]) -> dict[str, Any]:
+def _held_by_default(kind: type, parameters: Sequence[inspect.Parameter]) -> dict[str, object]:
     """What a rule holds that is given nothing: of zennit's own, what they make of it (`Flat` zeroes the bias)."""
     if kind.__module__.startswith("zennit.") and all(each.default is not each.empty for each in parameters):
         return _held(kind())
     return {each.name: each.default for each in parameters}
 
 
-def _argument(held: Mapping[str, Any], name: str) -> Any:
+def _argument(held: Mapping[str, object], name: str) -> object:
     """The value of a parameter; of one that becomes a `Stabilizer` or is a function in its place, that."""
     if name not in ("epsilon", "stabilizer"):
         return held.get(name, _LOST)
@@ -73,10 +72,11 @@ class _Name(str):
     """A function's name."""
 
 
-def _held(rule: Any) -> dict[str, Any]:
+def _held(rule: object) -> dict[str, object]:
     """All values that a rule and its functions hold, by name; of several under one name, that nearest to the rule."""
-    found: dict[str, Any] = {}
-    todo, seen = [rule], set()
+    found: dict[str, object] = {}
+    todo: list[object] = [rule]
+    seen: set[int] = set()
     while todo:
         value = todo.pop(0)
         if id(value) in seen:
@@ -89,7 +89,7 @@ def _held(rule: Any) -> dict[str, Any]:
     return found
 
 
-def _names(value: Any) -> dict[str, Any]:
+def _names(value: object) -> dict[str, object]:
     if isinstance(value, types.FunctionType):
         cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
         return {name: contents for name, cell in cells for contents in _contents(cell)}
@@ -98,14 +98,14 @@ def _names(value: Any) -> dict[str, Any]:
     return dict(vars(value)) if isinstance(value, Hook | ParamMod | Stabilizer) else {}
 
 
-def _contents(cell: Any) -> list[Any]:
+def _contents(cell: types.CellType) -> list[object]:
     try:
         return [cell.cell_contents]
     except ValueError:  # Nothing was put in yet.
         return []
 
 
-def _text(value: Any) -> str | None:
+def _text(value: object) -> str | None:
     """A value in short; None of one that has no short form."""
     if isinstance(value, Stabilizer):
         return spelled(value) if value.clip or value.norm_scale else _text(value.epsilon)
