@@ -16,12 +16,12 @@ from .wording import did_you_mean
 __all__ = ["check_choice", "check_flags", "check_inputs", "check_model", "check_options", "inputs_of", "paths_of"]
 
 
-def check_model(model: Any, *, exported: bool = True) -> None:
+def check_model(model: object, *, exported: bool = True) -> None:
     """Raise if `model` is no model that can be captured.
 
     Parameters
     ----------
-    model : Any
+    model : object
         What was given.
     exported : bool
         Whether an `ExportedProgram` will do.
@@ -53,7 +53,7 @@ def _instead_of_model(value: Any) -> str:
     return f": call it, if it makes a model: {value.__name__}(...)" if hasattr(value, "__name__") else ""
 
 
-def inputs_of(x: Any) -> tuple[Tensor, ...]:
+def inputs_of(x: object) -> tuple[Tensor, ...]:
     """The inputs, from one tensor or several.
 
     Raises
@@ -77,7 +77,7 @@ def inputs_of(x: Any) -> tuple[Tensor, ...]:
     return tuple(x)
 
 
-def _instead_of_tensor(value: Any) -> str:
+def _instead_of_tensor(value: object) -> str:
     if type(value).__module__.startswith("PIL."):
         return (
             "make a tensor (B, C, H, W) of the image, with the transforms that the model was trained with, or for "
@@ -92,7 +92,7 @@ def _instead_of_tensor(value: Any) -> str:
     return "inputs are tensors, several of them in a tuple"
 
 
-def check_inputs(inputs: Sequence[Any]) -> None:
+def check_inputs(inputs: Sequence[Tensor]) -> None:
     """Raise an `InputError` if inputs are not tensors, or none of them is floating-point."""
     if not any(x.is_floating_point() for x in inputs_of(tuple(inputs))):
         kinds = ", ".join(str(x.dtype) for x in inputs)
@@ -102,14 +102,14 @@ def check_inputs(inputs: Sequence[Any]) -> None:
         )
 
 
-def check_flags(**flags: Any) -> None:
+def check_flags(**flags: object) -> None:
     """Raise an `InputError` if one of these is neither True nor False."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise InputError(f"{name} is True or False, not {value!r} ({type(value).__name__})")
 
 
-def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+def check_choice(name: str, value: object, choices: Collection[str]) -> None:
     """Raise an `InputError` if `value` is none of `choices`."""
     if value not in list(choices):
         raise InputError(f"{name} is {' or '.join(map(repr, choices))}, not {value!r}{did_you_mean(value, choices)}")
@@ -122,7 +122,7 @@ def check_options(function: str, options: Iterable[str], known: Collection[str])
             raise InputError(f"{function} has no option '{name}'{did_you_mean(name, known)} It has: {', '.join(known)}")
 
 
-def paths_of(name: str, value: Any) -> tuple[str, ...]:
+def paths_of(name: str, value: object) -> tuple[str, ...]:
     """The module paths that the option `name` was given.
 
     Raises
@@ -144,7 +144,7 @@ def paths_of(name: str, value: Any) -> tuple[str, ...]:
     return found
 
 
-def _a(value: Any) -> str:
+def _a(value: object) -> str:
     kind = type(value).__name__
     if value is None:
         return "None"

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -127,7 +126,11 @@ class Recipe:
         return changed
 
     def program(
-        self, captured: Capture, fingerprint: tuple[Any, ...], settings: dict[Any, Any], lender: nn.Module | None
+        self,
+        captured: Capture,
+        fingerprint: tuple[object, ...],
+        settings: dict[Hashable, Hashable],
+        lender: nn.Module | None,
     ) -> Program:
         """A capture with its relevance passes.
 

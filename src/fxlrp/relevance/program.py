@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -22,7 +22,8 @@ from .seeds import Target, as_tensor, is_given, seed_relevance
 
 __all__ = ["Program", "RelevancePass", "has_batch"]
 
-Found = tuple[tuple[Tensor | None, ...], dict[str, Any]]
+Recorded = dict[str, Tensor | tuple[Tensor, ...]]
+Found = tuple[tuple[Tensor | None, ...], Recorded]
 
 
 class RelevancePass:
@@ -61,7 +62,8 @@ class RelevancePass:
     @property
     def explained(self) -> fx.Node:
         """The value of `whole` that relevance starts from."""
-        found: Any = self.seed.args[2 if self.of_logits else 0]
+        found = self.seed.args[2 if self.of_logits else 0]
+        assert isinstance(found, fx.Node)
         return found
 
     @cached_property
@@ -114,12 +116,12 @@ class Program:
     """
 
     capture: Capture
-    fingerprint: tuple[Any, ...]
+    fingerprint: tuple[object, ...]
     canonical: fx.GraphModule
     passes: Sequence[RelevancePass]
-    settings: dict[Any, Any]
+    settings: dict[Hashable, Hashable]
     tensors: list[Tensor]
-    weights: tuple[Any, ...]
+    weights: tuple[object, ...]
     lender: nn.Module | None = None
     of_output: Callable[[], Program] | None = None
 
@@ -128,7 +130,7 @@ class Program:
         make: Any = None if self.of_output is None else torch.compiler.disable(self.of_output)
         return self if make is None else make()
 
-    def is_of(self, weights: Callable[[list[Tensor]], tuple[Any, ...]]) -> bool:
+    def is_of(self, weights: Callable[[list[Tensor]], tuple[object, ...]]) -> bool:
         """Whether the tensors whose values it bakes in are as they were."""
         return not self.tensors or weights(self.tensors) == self.weights
 
@@ -168,18 +170,18 @@ class Program:
         drop_dead_code(graph)
         return fx.GraphModule(self.canonical, graph, "Forward")
 
-    def _called(self, part: fx.GraphModule, *args: Any) -> Any:
+    def _called(self, part: fx.GraphModule, *args: object) -> Any:
         if self.lender is None:
             return part(*args)
         lent = tensors_by_path(self.lender)
         paths = {str(node.target) for node in part.graph.find_nodes(op="get_attr")}
         return functional_call(part, {path: lent[path] for path in lent.keys() & paths}, args)
 
-    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[int, Any]]:
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Mapping[int, object]]:
         """The model's output, and the values that `relevance` needs."""
         return self._called(self._forward_half, *inputs)
 
-    def relevance(self, values: dict[int, Any], seed: Tensor, method: int = 0) -> Found:
+    def relevance(self, values: Mapping[int, object], seed: Tensor, method: int = 0) -> Found:
         """Relevance of each input and what was recorded, from a seed of the output's shape or K of them (K in front).
 
         Parameters
@@ -197,7 +199,7 @@ class Program:
             return self._called(half, seed, *saved)
         return _of_each(partial(self._called, half), seed, saved)  # pyright: ignore[reportCallIssue]
 
-    def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Any]:
+    def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Recorded]:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
         target = as_tensor(target)
         rank = self.capture.output.meta["val"].ndim
@@ -209,7 +211,7 @@ class Program:
 
 # torch.compile cannot follow vmap over functions with derivatives of their own (torch 2.15): it runs as it is.
 @torch.compiler.disable
-def _of_each(half: Callable[..., Found], seeds: Tensor, saved: Sequence[Any]) -> Found:
+def _of_each(half: Callable[..., Found], seeds: Tensor, saved: Sequence[object]) -> Found:
     """The relevance half for each of K seeds."""
     return torch.vmap(lambda seed: half(seed, *saved), randomness="different")(seeds)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,7 +29,9 @@ class Step(nn.Module):
         self.rule, self.site = rule, site
         self._form = site.op, site.target, site.slots, site.names
 
-    def forward(self, relevance: Any, output: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward(
+        self, relevance: Tensor, output: Tensor, *args: object, **kwargs: object
+    ) -> Tensor | tuple[Tensor, ...]:
         """Relevance of each input: a tensor, or a tuple of them where the op has several inputs.
 
         Parameters
@@ -64,14 +65,14 @@ class Step(nn.Module):
         return repr(self.rule)
 
 
-def _check(found: Any, inputs: Sequence[Tensor], relevance: Any) -> None:
+def _check(found: object, inputs: Sequence[Tensor], relevance: Tensor | Sequence[Tensor | None]) -> None:
     """Raise if `found` is not relevance of each of the inputs: broadcast or split, it would go on as if it were."""
     due = f"a list of {len(inputs)} is due: a tensor for each input, of its shape"
     if not isinstance(found, list | tuple):
         raise Refused(f"it gave a {type(found).__name__}, where {due}")
     if len(found) != len(inputs):
         raise Refused(f"it gave relevance for {len(found)} inputs, where {due}")
-    parts = relevance if isinstance(relevance, list | tuple) else [relevance]
+    parts = [relevance] if isinstance(relevance, Tensor) else relevance
     precisions = {part.dtype for part in parts if part is not None}
     for value, x in zip(found, inputs, strict=True):
         if not isinstance(value, Tensor):
