@@ -19,12 +19,13 @@ from ..marks import SPELLED
 from ..ops import lookup, slots_of
 from ..ops.affine import constant_map
 from ..reading import unwrap
+from ..signature import Target
 
 __all__ = ["PRODUCTS", "SUMS", "read_constants_as_affine_maps", "spell_out_what_is_kept"]
 
 aten = torch.ops.aten
 
-SUMS: dict[Any, tuple[int, int]] = {
+SUMS: dict[Target | str, tuple[int, int]] = {
     aten.add.Tensor: (1, 1),
     aten.add.Scalar: (1, 1),
     aten.sub.Tensor: (1, -1),
@@ -157,7 +158,7 @@ def _behind(
     return (scale if factor == 1 else call(node, aten.mul.Scalar, scale, factor)), at(shift)
 
 
-def _factor(node: fx.Node, position: int) -> Any:
+def _factor(node: fx.Node, position: int) -> float:
     """What a sum multiplies an operand with."""
     signs = SUMS[node.target]
     # Of a reversed difference, it is the first operand that alpha scales.
@@ -166,7 +167,7 @@ def _factor(node: fx.Node, position: int) -> Any:
     return signs[position] * (alpha if scaled else 1)
 
 
-def _spelled(node: fx.Node, position: int) -> Any:
+def _spelled(node: fx.Node, position: int) -> Target | None:
     """The op of a sum with a constant, or of a product with one; None of what is more."""
     if node.target in PRODUCTS:
         return aten.mul.Tensor
