@@ -80,10 +80,10 @@ class Capture:
         assert isinstance(node, fx.Node)
         return node
 
-    def fingerprint(self) -> tuple[Any, ...]:
+    def fingerprint(self) -> tuple[object, ...]:
         """What two captures of one model share exactly if one can stand for the other."""
         index = {node: i for i, node in enumerate(self.graph_module.graph.nodes)}
-        rows: list[Any] = []
+        rows: list[tuple[object, ...]] = []
         for node in index:
             args = map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")
             value = node.meta.get("val")
@@ -143,7 +143,7 @@ def capture(
     return Capture(fx.GraphModule(module, graph, "Capture"), modules, guard, spelled.range_constraints)
 
 
-def _identity(module: nn.Module, node: fx.Node) -> Any:
+def _identity(module: nn.Module, node: fx.Node) -> object:
     """What two captures of one model share of a tensor: itself, or the values of one made in the forward pass."""
     value = operator.attrgetter(str(node.target))(module)
     made = "lifted_tensor" in str(node.target) and value.numel() <= 1024

@@ -43,5 +43,5 @@ def _unknown(graph: fx.Graph, keep: Collection[Target]) -> set[Target]:
     return {op for op in ops if lookup(op) is None} | dropping
 
 
-def _is_floating(value: Any) -> bool:
+def _is_floating(value: object) -> bool:
     return any(isinstance(x, Tensor) and x.is_floating_point() for x in pytree.tree_leaves(value))
