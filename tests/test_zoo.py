@@ -85,8 +85,6 @@ def test_what_keeps_a_model_from_being_converted(strange, said):
 
 def test_a_leak_is_found_and_named():
     class Lossy(fxlrp.rules.Pass):
-        passes = False
-
         def propagate(self, call, output, relevance):
             return [0.5 * relevance]
 

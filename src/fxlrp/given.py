@@ -47,10 +47,11 @@ def check_model(model: object, *, exported: bool = True) -> None:
         )
 
 
-def _instead_of_model(value: Any) -> str:
+def _instead_of_model(value: object) -> str:
     if isinstance(value, Mapping):
         return ": build the model first, and give these weights to its load_state_dict"
-    return f": call it, if it makes a model: {value.__name__}(...)" if hasattr(value, "__name__") else ""
+    name = getattr(value, "__name__", None)
+    return f": call it, if it makes a model: {name}(...)" if name else ""
 
 
 def inputs_of(x: object) -> tuple[Tensor, ...]:
@@ -94,8 +95,9 @@ def _instead_of_tensor(value: object) -> str:
 
 def check_inputs(inputs: Sequence[Tensor]) -> None:
     """Raise an `InputError` if inputs are not tensors, or none of them is floating-point."""
-    if not any(x.is_floating_point() for x in inputs_of(tuple(inputs))):
-        kinds = ", ".join(str(x.dtype) for x in inputs)
+    tensors = inputs_of(tuple(inputs))
+    if not any(x.is_floating_point() for x in tensors):
+        kinds = ", ".join(str(x.dtype) for x in tensors)
         raise InputError(
             f"the input is {kinds}: relevance goes to floating-point inputs only. Convert it, for example with "
             "x.float() / 255"

@@ -23,7 +23,7 @@ def as_functional(program: ExportedProgram, keep: Collection[Target]) -> Exporte
     """In-place ops and writes through views made functional, and unknown ops spelled out in others, by torch itself."""
     known_to_torch: Any = torch.export.default_decompositions()
     known_to_torch[ATTENTION] = attention_as_products
-    spelled_out: dict[Any, Any] = {}
+    spelled_out: dict[Any, Target] = {}
     while True:
         with torch.inference_mode(False):
             functional = program.run_decompositions(dict(spelled_out))

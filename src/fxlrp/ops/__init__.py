@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ..signature import Target
 from . import activation, affine, arithmetic, attention, linear, normalization, pooling, structure
-from .derivative import NoDerivative, pull_back
+from .derivative import NoDerivative, Pull, pull_back
 from .op import Call, Op, Slot, slots_of
 
-__all__ = ["Call", "NoDerivative", "Op", "Slot", "add", "lookup", "pull_back", "remove", "slots_of"]
+__all__ = ["Call", "NoDerivative", "Op", "Pull", "Slot", "add", "lookup", "pull_back", "remove", "slots_of"]
 
 _FAMILIES = (activation, affine, arithmetic, attention, linear, normalization, pooling, structure)
 _OPS: dict[Target, Op] = {target: op for family in _FAMILIES for target, op in family.OPS.items()}

@@ -77,7 +77,7 @@ class _SeedBySeed(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         pull, gradient = args
-        each = [pull(one) for one in gradient.unbind(in_dims[1])]
+        each = [pull(one) for one in gradient.unbind(in_dims[1] or 0)]
         found = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
         return found, (0,) * len(found)
 

@@ -152,9 +152,9 @@ class Call:
         """The vector-Jacobian product: `gradient` (of the op's value) taken back to each of the inputs."""
         if self.op.vjp is not None:
             return self.op.vjp(self, gradient)
-        inputs = self.inputs
         if not isinstance(gradient, Tensor):
             return self._vjp_of_several(gradient)
+        inputs = self.inputs
         if self.op.structural:
             # Moving values about is not to round their relevance.
             inputs = tuple(x.to(gradient.dtype) for x in inputs)

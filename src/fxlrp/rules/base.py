@@ -92,7 +92,7 @@ class Site:
         """The positions of the op's arguments."""
         return positions(self.target)
 
-    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Call:
+    def call(self, args: tuple[Any, ...], kwargs: Mapping[str, object]) -> Call:
         """A call of the op."""
         return Call(self.op, self.target, args, kwargs, self.slots, self.names)
 
@@ -154,10 +154,11 @@ class Rule:
         ----------
         call : Call
             The op, with its values.
-        output : Tensor or None
-            The op's value; None where ``needs_output`` is False.
+        output : Tensor
+            The op's value; where ``needs_output`` is False, None in its place.
         relevance : Tensor
-            Relevance of the op's value, of its shape.
+            Relevance of the op's value, of its shape. Of an op that moves values to several outputs, a list, with None
+            for those that no relevance reaches.
 
         Returns
         -------

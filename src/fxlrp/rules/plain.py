@@ -53,7 +53,6 @@ class Pass(Rule):
     """Relevance passes unchanged: of an op that is elementwise, or one-to-one."""
 
     needs_output = False
-    is_identity = True
 
     def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """All of it passes."""

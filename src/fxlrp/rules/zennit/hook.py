@@ -40,7 +40,7 @@ class _Gradients(Sequence[Tensor | None]):
     def __len__(self) -> int:
         return len(self._call.slots)
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int | slice) -> Any:
         if self._values is None:
             self._values = self._call.vjp(self._relevance)
         return self._values[index]
