@@ -298,7 +298,9 @@ def test_transposes_and_derivatives_are_the_dense_jacobians(case):
         pushed += matrix @ tangent.flatten()
     # Torch has no forward derivative of its fused attention; the rule of attention does not ask for one.
     if case[0] is not aten.scaled_dot_product_attention.default:
-        torch.testing.assert_close(call.jvp(tangents).flatten(), pushed, rtol=1e-10, atol=1e-10)
+        along = call.jvp(tangents)
+        assert isinstance(along, torch.Tensor)
+        torch.testing.assert_close(along.flatten(), pushed, rtol=1e-10, atol=1e-10)
 
 
 SPLITS = {

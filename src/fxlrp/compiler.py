@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
@@ -56,12 +56,12 @@ class Programs:
         if not recipe.trainable:
             count_fused_steps()
 
-    def of(self, inputs: tuple[Any, ...]) -> Program:
+    def of(self, inputs: tuple[Tensor, ...]) -> Program:
         """The program for these inputs, made if need be; of weights as they are now."""
         search: Any = torch.compiler.disable(self._of)
         return search(inputs)
 
-    def _of(self, inputs: tuple[Any, ...]) -> Program:
+    def _of(self, inputs: tuple[Tensor, ...]) -> Program:
         if torch._C._are_functorch_transforms_active():
             forms = [(x.shape, x.dtype, x.device) if isinstance(x, Tensor) else x for x in inputs]
             # What is captured is no part of what torch.func differentiates, or maps.
@@ -127,7 +127,7 @@ class Programs:
                 own.copy_(value)
         self._taken = values, weights(values)
 
-    def _of_empty(self, inputs: tuple[Any, ...]) -> Program:
+    def _of_empty(self, inputs: tuple[Tensor, ...]) -> Program:
         """The program that takes any batch, and so an empty one, at which torch.export can capture nothing."""
         program = self._of(tuple(x.new_zeros((2, *x.shape[1:])) if _is_empty(x) else x for x in inputs))
         for x, node in zip(inputs, program.capture.placeholders, strict=True):
@@ -143,7 +143,7 @@ class Programs:
         self.all, self._known, self._immaterial = [], OrderedDict(), [frozenset()]
         self._homes, self._taken = OrderedDict(), ([], ())
 
-    def _known_for(self, shapes: object, now: dict[object, object]) -> Program | None:
+    def _known_for(self, shapes: tuple[object, ...], now: dict[Hashable, Hashable]) -> Program | None:
         known = self._known
         for immaterial in self._immaterial:
             key = shapes, immaterial, _without(now, immaterial)
@@ -152,7 +152,7 @@ class Programs:
                 return known[key]
         return None
 
-    def _made(self, inputs: tuple[Any, ...], shapes: object, now: dict[object, object]) -> Program:
+    def _made(self, inputs: tuple[Tensor, ...], shapes: tuple[object, ...], now: dict[Hashable, Hashable]) -> Program:
         """A program that was made for other sizes or settings and fits, or a new one; the oldest of many is dropped."""
         program = self._find(inputs, now)
         changed = frozenset(key for key in {*now, *program.settings} if now.get(key) != program.settings.get(key))
@@ -165,7 +165,7 @@ class Programs:
         self.all = [each for each in dict.fromkeys((*self.all, program)) if each in kept]
         return program
 
-    def _find(self, inputs: tuple[Tensor, ...], now: dict[object, object]) -> Program:
+    def _find(self, inputs: tuple[Tensor, ...], now: dict[Hashable, Hashable]) -> Program:
         for program in self.all:
             if program.settings == now and program.capture.fits(inputs):
                 return program
@@ -196,7 +196,7 @@ def _is_empty(x: object) -> bool:
     return isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == 0
 
 
-def _without(now: dict[object, object], names: frozenset[object]) -> tuple[object, ...]:
+def _without(now: dict[Hashable, Hashable], names: frozenset[Hashable]) -> tuple[object, ...]:
     return tuple(item for item in now.items() if item[0] not in names)
 
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
-from typing import Any
 
 from torch import Tensor
-from zennit.canonizers import CompositeCanonizer, NamedMergeBatchNorm, SequentialMergeBatchNorm
+from zennit.canonizers import Canonizer, CompositeCanonizer, NamedMergeBatchNorm, SequentialMergeBatchNorm
 from zennit.composites import COMPOSITES, EpsilonGammaBox
 from zennit.core import Composite
 from zennit.torchvision import (
@@ -75,12 +74,12 @@ def resolve(composite: Composite | str | None, bounds: Bounds = BOX) -> Composit
     return COMPOSITES[composite]()
 
 
-def foreign_canonizers(composite: Composite) -> list[Any]:
+def foreign_canonizers(composite: Composite) -> list[Canonizer]:
     """The composite's canonizers whose work has to be done before the capture: those that fxlrp does not know."""
     return list(_foreign(composite.canonizers))
 
 
-def _foreign(canonizers: Collection[Any]) -> Iterator[Any]:
+def _foreign(canonizers: Collection[Canonizer]) -> Iterator[Canonizer]:
     for canonizer in canonizers:
         if type(canonizer) is CompositeCanonizer:
             yield from _foreign(canonizer.canonizers)
@@ -116,10 +115,10 @@ class Picklable:
     def __init__(self, value: Composite | str | None) -> None:
         self.value = value
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Picklable:
+    def __deepcopy__(self, memo: dict[int, object]) -> Picklable:
         return self
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[object, ...]:
         if self.value is None or isinstance(self.value, str):
             return Picklable, (self.value,)
         try:

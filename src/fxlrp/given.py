@@ -21,7 +21,7 @@ def check_model(model: object, *, exported: bool = True) -> None:
 
     Parameters
     ----------
-    model : Any
+    model : object
         What was given.
     exported : bool
         Whether an `ExportedProgram` will do.
@@ -93,7 +93,7 @@ def _instead_of_tensor(value: object) -> str:
     return "inputs are tensors, several of them in a tuple"
 
 
-def check_inputs(inputs: Sequence[object]) -> None:
+def check_inputs(inputs: Sequence[Tensor]) -> None:
     """Raise an `InputError` if inputs are not tensors, or none of them is floating-point."""
     tensors = inputs_of(tuple(inputs))
     if not any(x.is_floating_point() for x in tensors):
@@ -104,7 +104,7 @@ def check_inputs(inputs: Sequence[object]) -> None:
         )
 
 
-def check_flags(**flags: Any) -> None:
+def check_flags(**flags: object) -> None:
     """Raise an `InputError` if one of these is neither True nor False."""
     for name, value in flags.items():
         if not isinstance(value, bool):

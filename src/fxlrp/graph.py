@@ -5,13 +5,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._guards import detect_fake_mode
-from torch.fx.node import map_arg
+from torch.fx.node import Argument, map_arg
 
 from .signature import Target, normal
 
@@ -88,7 +87,7 @@ def carriers(sources: Iterable[fx.Node], *, masks: bool = False) -> set[fx.Node]
     return found
 
 
-def _may_carry(value: Any, masks: bool) -> bool:
+def _may_carry(value: object, masks: bool) -> bool:
     if isinstance(value, torch.Tensor):
         return masks or value.is_floating_point() or value.is_complex()
     return not isinstance(value, int | float | bool | torch.SymInt | torch.SymFloat)
@@ -107,7 +106,7 @@ def writes_buffers(node: fx.Node) -> bool:
     return node.target is torch.ops.aten.copy_.default or getattr(node.target, "writes_buffers", False)
 
 
-def call(like: fx.Node, target: Target, *args: Any, name: str | None = None, **kwargs: Any) -> fx.Node:
+def call(like: fx.Node, target: Target, *args: Argument, name: str | None = None, **kwargs: Argument) -> fx.Node:
     """Add a call of `target` at the graph's insertion point, with the place in the model and the shape that it has.
 
     Parameters
@@ -177,6 +176,6 @@ def replace_reads(old: fx.Node, new: fx.Node, *, but_of: fx.Node | None = None) 
     old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not keeps)
 
 
-def name_of_target(target: Any) -> str:
+def name_of_target(target: object) -> str:
     """A readable name of a call's target, such as ``aten.relu.default``."""
     return str(target) if isinstance(target, torch._ops.OpOverload) else getattr(target, "__name__", str(target))

@@ -6,7 +6,7 @@ import copy
 import functools
 import types
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ _OWN = frozenset(vars(nn.Module()))
 
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_Container = dict | list | set | deque
 
 
 _Model = TypeVar("_Model", bound=nn.Module)
@@ -137,7 +138,7 @@ def _can_be_copied(value: object, memo: Mapping[int, object]) -> bool:
 def _values_within(model: nn.Module) -> Iterator[object]:
     """All tensors of a model, and all objects that its attributes and hooks are, through containers."""
     seen: set[int] = set()
-    todo: list[Any] = [model]
+    todo: list[object] = [model]
     while todo:
         value = todo.pop()
         if id(value) in seen or isinstance(value, (*_PLAIN, type, types.ModuleType, types.FunctionType)):
@@ -166,13 +167,13 @@ class _Same:
         return id(self.value)
 
 
-def settings(model: nn.Module) -> dict[object, object]:
+def settings(model: nn.Module) -> dict[Hashable, Hashable]:
     """What a capture of a model bakes in: modules and their mode, tensors by identity, hooks, attributes.
 
     Two of them are equal if a capture made at one speaks for the other. What the values of its parameters and buffers
     are is left out, see `weights`. The keys of attributes are pairs of a module's number and a name.
     """
-    found: dict[object, object] = {
+    found: dict[Hashable, Hashable] = {
         "hooks of all": tuple(tuple(getattr(torch_module, f"_global{name}")) for name in _HOOKS),
         "tensors": tuple(_Same(tensor) for tensor in (*model.parameters(), *model.buffers())),
     }
@@ -184,7 +185,7 @@ def settings(model: nn.Module) -> dict[object, object]:
     return found
 
 
-def _frozen(value: object, depth: int = 0) -> object:
+def _frozen(value: object, depth: int = 0) -> Hashable:
     """A value as a key: plain data by value, tensors and objects by identity, with the plain data that they hold."""
     if isinstance(value, _PLAIN):
         return type(value), repr(value)
@@ -231,7 +232,7 @@ def hooks_leave_no_trace(model: nn.Module) -> Iterator[None]:
                 (container.update if isinstance(container, dict | set) else container.extend)(content)
 
 
-def _is_as_before(container: Any, content: Any) -> bool:
+def _is_as_before(container: _Container, content: Any) -> bool:
     if len(container) != len(content):
         return False
     if isinstance(container, dict):
@@ -239,10 +240,10 @@ def _is_as_before(container: Any, content: Any) -> bool:
     return isinstance(container, set) or all(a is b for a, b in zip(container, content, strict=True))
 
 
-def _containers_behind(functions: list[Callable[..., object]]) -> Iterator[Any]:
+def _containers_behind(functions: list[Callable[..., object]]) -> Iterator[_Container]:
     """The containers that functions can write to: of their closures, of the objects they belong to, of their module."""
     seen: set[int] = set()
-    todo: list[tuple[Any, int]] = [(function, 0) for function in functions]
+    todo: list[tuple[object, int]] = [(function, 0) for function in functions]
     while todo:
         value, depth = todo.pop()
         if id(value) in seen or depth > 5 or isinstance(value, (*_PLAIN, Tensor, nn.Module, type, types.ModuleType)):

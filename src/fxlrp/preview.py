@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
-from torch.fx.node import map_arg
+from torch.fx.node import Argument, map_arg
 from zennit.core import Composite
 
 from . import composites
@@ -199,7 +199,7 @@ def _sources(*nodes: Any) -> set[fx.Node]:
     return found
 
 
-def _nodes_in(args: Any) -> list[fx.Node]:
+def _nodes_in(args: Argument) -> list[fx.Node]:
     found: list[fx.Node] = []
     map_arg(args, found.append)
     return found

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.fx.node import Argument
 
 from .graph import call
 from .marks import STANDS_FOR
@@ -14,7 +15,7 @@ from .signature import Target, normal, parameters, positions
 __all__ = ["argument", "is_known", "known", "read_as", "unwrap"]
 
 
-def known(value: torch.Tensor, *_operands: Any) -> torch.Tensor:
+def known(value: torch.Tensor, *_operands: object) -> torch.Tensor:
     """Return `value`, the result of an op whose operands stand beside it.
 
     A rewrite that finds another reading of a value that the model has computed already (a batch norm over a
@@ -25,7 +26,7 @@ def known(value: torch.Tensor, *_operands: Any) -> torch.Tensor:
 
 
 def read_as(
-    value: fx.Node, target: Target, *operands: Any, like: fx.Node | None = None, name: str | None = None
+    value: fx.Node, target: Target, *operands: Argument, like: fx.Node | None = None, name: str | None = None
 ) -> fx.Node:
     """Write another reading of a value at the insertion point, see `known`.
 
@@ -42,7 +43,7 @@ def read_as(
     name : str or None
         As of `fxlrp.graph.call`.
     """
-    computed: Any = value.args[0] if is_known(value) else value
+    computed = value.args[0] if is_known(value) else value
     node = call(like or value, known, computed, *normal(target, operands, {})[0], name=name)
     STANDS_FOR.put(node, target)
     return node

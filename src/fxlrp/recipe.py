@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, replace
 from operator import attrgetter
 
@@ -129,7 +129,7 @@ class Recipe:
         self,
         captured: Capture,
         fingerprint: tuple[object, ...],
-        settings: dict[object, object],
+        settings: dict[Hashable, Hashable],
         lender: nn.Module | None,
     ) -> Program:
         """A capture with its relevance passes.

@@ -93,7 +93,7 @@ def remove(target: Target) -> None:
     forget(target)
 
 
-def _check_target(target: Any) -> None:
+def _check_target(target: object) -> None:
     if isinstance(target, torch._ops.OpOverloadPacket):
         names = ", ".join(f"torch.ops.{target}.{name}" for name in target.overloads())
         raise RuleError(f"torch.ops.{target} stands for several ops, and a graph calls one of them. Name it: {names}")
@@ -113,11 +113,11 @@ def _check_target(target: Any) -> None:
         )
 
 
-def _home(target: Any) -> Any:
+def _home(target: object) -> object:
     return getattr(target, "__module__", None) or getattr(getattr(target, "__objclass__", None), "__module__", None)
 
 
-def _check_fields(fields: Mapping[str, Any]) -> None:
+def _check_fields(fields: Mapping[str, object]) -> None:
     known = ["default", *Op.__dataclass_fields__, "stand_in"]
     for name in fields:
         if name not in known:
@@ -128,7 +128,7 @@ def _check_fields(fields: Mapping[str, Any]) -> None:
         raise RuleError(f"inputs are positions of an op's arguments, such as (0, 1), not {inputs!r}")
 
 
-def _check_default(default: Any) -> None:
+def _check_default(default: object) -> None:
     what = "default is a function of a node and the slots of its operands that returns a rule"
     form = "write it as default=lambda node, slots: {}"
     kind = default if isinstance(default, type) else type(default)

@@ -25,7 +25,7 @@ __all__ = ["PRODUCTS", "SUMS", "read_constants_as_affine_maps", "spell_out_what_
 
 aten = torch.ops.aten
 
-SUMS: dict[object, tuple[int, int]] = {
+SUMS: dict[Target | str, tuple[int, int]] = {
     aten.add.Tensor: (1, 1),
     aten.add.Scalar: (1, 1),
     aten.sub.Tensor: (1, -1),
@@ -158,7 +158,7 @@ def _behind(
     return (scale if factor == 1 else call(node, aten.mul.Scalar, scale, factor)), at(shift)
 
 
-def _factor(node: fx.Node, position: int) -> Any:
+def _factor(node: fx.Node, position: int) -> float:
     """What a sum multiplies an operand with."""
     signs = SUMS[node.target]
     # Of a reversed difference, it is the first operand that alpha scales.

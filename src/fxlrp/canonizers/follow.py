@@ -11,10 +11,10 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import Argument
 
 from ..graph import call, constant, parameter_expressions, unpack
 from ..ops import Op, lookup, slots_of
@@ -39,7 +39,7 @@ _MAX_POOLS = (
     aten.adaptive_max_pool2d.default,
     aten.adaptive_max_pool3d.default,
 )
-_PAD_VALUE: dict[object, int] = {aten.pad.default: 3, aten.constant_pad_nd.default: 2}
+_PAD_VALUE: dict[Target, int] = {aten.pad.default: 3, aten.constant_pad_nd.default: 2}
 """Where the value stands that an op pads with."""
 
 
@@ -154,7 +154,7 @@ class Follower:
         base = call(node, flipped, pooled, sign)
         return self._compacted(node, replace(before, base=base, index=index, shift=shift, probe=probe), item=item)
 
-    def _called(self, node: fx.Node, item: int | None, *args: Any, **kwargs: Any) -> fx.Node:
+    def _called(self, node: fx.Node, item: int | None, *args: Argument, **kwargs: Argument) -> fx.Node:
         """The op of `node` with other arguments (or an item of what it gives)."""
         value = call(node, unwrap(node)[0], *args, name=node.name, **kwargs)
         return value if item is None else call(node, operator.getitem, value, item)

@@ -43,10 +43,10 @@ class Sample:
 
     def settings(
         self, node: fx.Node, slots: Mapping[Slot, fx.Node]
-    ) -> tuple[dict[fx.Node, Any], dict[fx.Node, Any]] | None:
+    ) -> tuple[dict[fx.Node, object], dict[fx.Node, Tensor]] | None:
         """The other operands of `node`: numbers for one sample, and constant tensors; None if there are others."""
-        numbers: dict[fx.Node, Any] = {}
-        constants: dict[fx.Node, Any] = {}
+        numbers: dict[fx.Node, object] = {}
+        constants: dict[fx.Node, Tensor] = {}
         for operand in set(node.all_input_nodes) - set(slots.values()):
             value = operand.meta["val"]
             if not isinstance(value, Tensor) and (number := self._number(value)) is not None:
@@ -71,7 +71,7 @@ def item_of(value: Any, item: int | None) -> Any:
 
 
 def filled(
-    node: fx.Node, slots: Mapping[Slot, fx.Node], values: Sequence[Any], others: Mapping[fx.Node, Any]
+    node: fx.Node, slots: Mapping[Slot, fx.Node], values: Sequence[object], others: Mapping[fx.Node, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The arguments of `node` with other values in its slots, and in the place of other nodes."""
     args: list[Any] = [list(a) if isinstance(a, list | tuple) else a for a in node.args]
@@ -85,7 +85,7 @@ def filled(
 
 
 def run_on(
-    node: fx.Node, slots: Mapping[Slot, fx.Node], others: Mapping[fx.Node, Any], item: int | None = None
+    node: fx.Node, slots: Mapping[Slot, fx.Node], others: Mapping[fx.Node, object], item: int | None = None
 ) -> Callable[..., Tensor]:
     """The op of `node` (or its item `item`) as a function of the values in its slots, with its other operands given."""
 

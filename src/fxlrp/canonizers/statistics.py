@@ -98,7 +98,7 @@ def _update(
     running_var: Tensor | None,
     mean: Tensor,
     inverse: Tensor,
-    count: Any,
+    count: int | Tensor,
     momentum: float,
     eps: float,
 ) -> None:
@@ -128,7 +128,7 @@ class _SumOfProcesses(torch.autograd.Function):
         return torch.ops._c10d_functional.wait_tensor(torch.ops._c10d_functional.all_reduce(x, "sum", group))
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return _SumOfProcesses.apply(grads[0].contiguous(), ctx.group), None
 
 
@@ -140,7 +140,9 @@ class _BatchNorm(torch.autograd.Function):
         return aten.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(
+        ctx: Any, inputs: tuple[Tensor, Tensor | None, Tensor | None, float], output: tuple[Tensor, ...]
+    ) -> None:
         x, weight, _, eps = inputs
         _, mean, inverse = output
         ctx.save_for_backward(x, weight, mean, inverse)
@@ -148,7 +150,7 @@ class _BatchNorm(torch.autograd.Function):
         ctx.set_materialize_grads(False)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         of_value, of_mean, of_inverse = grads
         x, weight, mean, inverse = ctx.saved_tensors
         of_x = of_weight = of_bias = None

@@ -83,7 +83,7 @@ class Capture:
     def fingerprint(self) -> tuple[object, ...]:
         """What two captures of one model share exactly if one can stand for the other."""
         index = {node: i for i, node in enumerate(self.graph_module.graph.nodes)}
-        rows: list[object] = []
+        rows: list[tuple[object, ...]] = []
         for node in index:
             args = map_arg((node.args, node.kwargs), lambda n: f"%{index[n]}")
             value = node.meta.get("val")

@@ -26,7 +26,7 @@ _QUANTIZED = re.compile(r"torch\.(ao\.)?nn\.(intrinsic\.)?quantized|torch\.ao\.q
 class _WithoutGraphs:
     """The standard error stream, but for the graph as far as it came, which torch.export prints when it fails."""
 
-    def __init__(self, stream: Any) -> None:
+    def __init__(self, stream: TextIO) -> None:
         self._stream, self._left_out = stream, False
 
     def __getattr__(self, name: str) -> Any:

@@ -16,12 +16,12 @@ Output = str | int | Callable[[Any], Any] | None
 """Which of a model's outputs is explained: a key or field, an index, a function of what the model returns, or None."""
 
 
-def chosen(value: Any, output: Output) -> fx.Node:
+def chosen(value: object, output: Output) -> fx.Node:
     """The node of the tensor that is explained.
 
     Parameters
     ----------
-    value : Any
+    value : object
         What the model returns, with nodes in place of tensors.
     output : str, int, callable or None
         As of `fxlrp.capture.capture`.
@@ -41,7 +41,7 @@ def chosen(value: Any, output: Output) -> fx.Node:
     )
 
 
-def _asked_for(value: Any, output: Any) -> Any:
+def _asked_for(value: Any, output: Output) -> object:
     if callable(output):
         try:
             return output(value)
@@ -63,7 +63,7 @@ def _asked_for(value: Any, output: Any) -> Any:
         ) from error
 
 
-def _by_itself(value: Any) -> Any:
+def _by_itself(value: object) -> fx.Node:
     if isinstance(value, fx.Node):
         return value
     entries = _entries(value)
@@ -84,7 +84,7 @@ def _by_itself(value: Any) -> Any:
     raise CaptureError(f"the model returns {_described(value)}, in which there is no tensor to explain")
 
 
-def _entries(value: Any) -> Mapping[Any, Any] | None:
+def _entries(value: object) -> Mapping[Any, object] | None:
     """What a dict, a named tuple or a dataclass holds, by name; None of anything else."""
     if isinstance(value, Mapping):
         return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -184,7 +184,7 @@ class ISNet(CompiledModule):
             found = [self._maps(program, values, seed, index) for index, seed in enumerate(seeds)]
         return ISNetOutput(logits, {name: self._joined([maps[name] for maps in found]) for name in found[0]})
 
-    def _maps(self, program: Program, values: dict[int, Tensor], seed: Tensor, method: int) -> dict[str, Tensor]:
+    def _maps(self, program: Program, values: Mapping[int, object], seed: Tensor, method: int) -> dict[str, Tensor]:
         """Heatmaps by name; (K, B, ...) of K seeds."""
 
         def run(seed: Tensor) -> dict[str, Any]:

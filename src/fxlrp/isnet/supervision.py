@@ -83,7 +83,7 @@ def _has_linear_layer(first: fx.Node, last: fx.Node) -> bool:
         if node in seen or node is first:
             continue
         seen.add(node)
-        if layer_of(node.target) in with_bias_map:
+        if callable(node.target) and layer_of(node.target) in with_bias_map:
             return True
         todo.extend(node.all_input_nodes)
     return False

@@ -192,9 +192,9 @@ def _size(parts: Sequence[Tensor]) -> float:
     return sum(float(part.abs().sum()) for part in parts)
 
 
-def _norm(relevance: Any) -> float:
+def _norm(relevance: Tensor | Sequence[Tensor | None]) -> float:
     """The root of the sum of squares, of tiny numbers too: what a sum by random weights comes to."""
-    parts = relevance if isinstance(relevance, list | tuple) else [relevance]
+    parts = [relevance] if isinstance(relevance, Tensor) else relevance
     elements = torch.cat([part.flatten() for part in parts if part is not None])
     largest = elements.abs().max()
     return float(largest * (elements / largest).norm()) if largest else 0.0

@@ -45,19 +45,19 @@ class _Convolution(torch.autograd.Function):
         return _convolve(x, weight, geometry)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Geometry], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], inputs[1])
         ctx.geometry = inputs[2]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (x, weight), geometry = grads, ctx.saved_tensors, ctx.geometry
         of_x = transpose(gradient, weight, tuple(x.shape), geometry) if ctx.needs_input_grad[0] else None
         of_weight = _weight_gradient(gradient, x, weight, geometry) if ctx.needs_input_grad[1] else None
         return of_x, of_weight, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int | None]:
         x, weight, geometry = args
         return _as_one_batch(lambda x, w: _Convolution.apply(x, w, geometry), x, weight, in_dims, info.batch_size)
 
@@ -68,26 +68,26 @@ class _Transpose(torch.autograd.Function):
         return _transpose(gradient, weight, shape, geometry)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Sequence[int], Geometry], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0], inputs[1])
         ctx.geometry = inputs[3]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (g,), (gradient, weight), geometry = grads, ctx.saved_tensors, ctx.geometry
         of_gradient = convolve(g, weight, geometry) if ctx.needs_input_grad[0] else None
         of_weight = _weight_gradient(gradient, g, weight, geometry) if ctx.needs_input_grad[1] else None
         return of_gradient, of_weight, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], *args: Any) -> Any:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int | None]:
         gradient, weight, shape, geometry = args
         run = lambda x, w: _Transpose.apply(x, w, (x.shape[0], *shape[1:]), geometry)
         return _as_one_batch(run, gradient, weight, in_dims, info.batch_size)
 
 
 def _as_one_batch(
-    run: Callable[[Tensor, Tensor], Any], x: Tensor, weight: Tensor, in_dims: tuple[Any, ...], size: int
+    run: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, in_dims: tuple[int | None, ...], size: int
 ) -> tuple[Tensor, int | None]:
     """A map over several inputs as one batch: the derivative along the weight is not taken for each of them."""
     of_x, of_weight = in_dims[:2]

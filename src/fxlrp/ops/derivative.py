@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 __all__ = ["NoDerivative", "along", "pull_back"]
 
-Pull = Callable[[Any], tuple[Tensor, ...]]
+Value = TypeVar("Value")
+Pull = Callable[[Tensor | tuple[Tensor, ...]], tuple[Tensor, ...]]
 
 
 class NoDerivative(Exception):
     """An op has no derivative that could be checked against: it may be right all the same."""
 
 
-def pull_back(function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Pull]:
+def pull_back(function: Callable[..., Value], *inputs: Tensor) -> tuple[Value, Pull]:
     """A function's value at `inputs`, and the function that takes a gradient of the value back to each of them."""
     try:
         value, pull = torch.func.vjp(function, *inputs)[:2]
@@ -32,7 +33,7 @@ def pull_back(function: Callable[..., Any], *inputs: Tensor) -> tuple[Any, Pull]
 def _pull_back_by_autograd(function: Callable[..., Any], inputs: Sequence[Tensor]) -> tuple[Any, Pull]:
     if torch._C._are_functorch_transforms_active():
         # By then, the transform is left.
-        def again(gradient: Tensor) -> tuple[Tensor, ...]:
+        def again(gradient: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             return pull_back(function, *inputs)[1](gradient)
 
         return function(*inputs), lambda gradient: _SeedBySeed.apply(again, gradient)
@@ -42,7 +43,7 @@ def _pull_back_by_autograd(function: Callable[..., Any], inputs: Sequence[Tensor
         at = [x.view_as(x) if x.requires_grad else _own(x).requires_grad_() for x in inputs]
         value = function(*at)
 
-    def pull(gradient: Tensor) -> tuple[Tensor, ...]:
+    def pull(gradient: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         with torch.inference_mode(False), torch.enable_grad():
             try:
                 found = torch.autograd.grad(
@@ -66,22 +67,24 @@ class _SeedBySeed(torch.autograd.Function):
     """Under vmap, a pull-back that cannot be traced is called for one seed after another."""
 
     @staticmethod
-    def forward(pull: Callable[[Tensor], tuple[Tensor, ...]], gradient: Tensor) -> tuple[Tensor, ...]:
+    def forward(pull: Pull, gradient: Tensor) -> tuple[Tensor, ...]:
         return pull(gradient)
 
     @staticmethod
-    def setup_context(ctx: object, inputs: object, output: object) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Pull, Tensor], output: tuple[Tensor, ...]) -> None:
         """Nothing is kept: the derivative is that of what `vmap` runs."""
 
     @staticmethod
-    def vmap(info: object, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         pull, gradient = args
         each = [pull(one) for one in gradient.unbind(in_dims[1] or 0)]
         found = tuple(torch.stack(parts) for parts in zip(*each, strict=True))
         return found, (0,) * len(found)
 
 
-def along(function: Callable[..., Any], inputs: Sequence[Tensor], tangents: Sequence[Tensor]) -> Any:
+def along(
+    function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> Tensor | tuple[Tensor, ...]:
     """How a function's value, or its values, change to first order with the inputs along `tangents`.
 
     It is the derivative of the transpose: an op that relevance goes back through has that one, but need have no
@@ -95,9 +98,9 @@ def along(function: Callable[..., Any], inputs: Sequence[Tensor], tangents: Sequ
     with torch.enable_grad():
         inputs = [x.detach().requires_grad_() for x in inputs]
         value = function(*inputs)
-        several = isinstance(value, list | tuple)
-        outputs = list(value) if several else [value]
-        # All will do, as the transpose is linear in them.
+        single = isinstance(value, Tensor)
+        outputs = [value] if single else list(value)
+        # Any will do, as the transpose is linear in them.
         ramps = [torch.linspace(1, 2, o.numel(), dtype=o.dtype, device=o.device) for o in outputs]
         seeds = [ramp.view(o.shape).requires_grad_() for ramp, o in zip(ramps, outputs, strict=True)]
         taken_back = _gradients(outputs, inputs, seeds, create_graph=True)
@@ -110,7 +113,7 @@ def along(function: Callable[..., Any], inputs: Sequence[Tensor], tangents: Sequ
     # What autograd does not see, on the way there or on the way back, gives zero without a word.
     if not abs(off) <= 1e-2 * sum(p.abs().sum() for p in products):
         raise NoDerivative("it has a derivative that autograd does not see")
-    return tuple(found) if several else found[0]
+    return found[0] if single else tuple(found)
 
 
 def _gradients(
@@ -133,10 +136,12 @@ def _of_transpose(
     return _gradients([t for t, _ in on_graph], seeds, [tangent for _, tangent in on_graph])
 
 
-def _forward(function: Callable[..., Any], inputs: Sequence[Tensor], tangents: Sequence[Tensor]) -> Sequence[Tensor]:
+def _forward(
+    function: Callable[..., Tensor | Sequence[Tensor]], inputs: Sequence[Tensor], tangents: Sequence[Tensor]
+) -> Sequence[Tensor]:
     def run(*inputs: Tensor) -> tuple[Tensor, ...]:
         value = function(*inputs)
-        return tuple(value) if isinstance(value, list | tuple) else (value,)
+        return (value,) if isinstance(value, Tensor) else tuple(value)
 
     try:
         # An expanded value is written to, as a dual number.

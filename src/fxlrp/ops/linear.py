@@ -88,7 +88,7 @@ LINEAR: tuple[Target, ...] = (aten.linear.default,)
 _LAYERS: dict[Target, Target] = {}
 
 
-def layer_of(target: Any) -> Any:
+def layer_of(target: Target) -> Target:
     """The linear layer that `target` is but for a bias map or a scale, if it has one; any other op as it is."""
     return _LAYERS.get(target, target)
 

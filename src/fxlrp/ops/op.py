@@ -167,7 +167,7 @@ class Call:
         outputs, pull = pull_back(lambda *inputs: tuple(self.with_inputs(inputs).run()), *inputs)
         return pull(tuple(torch.zeros_like(o) if g is None else g for o, g in zip(outputs, gradients, strict=True)))
 
-    def jvp(self, tangents: Sequence[Tensor]) -> Any:
+    def jvp(self, tangents: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
         """The Jacobian-vector product: how the op's value changes, to first order, with its inputs along `tangents`.
 
         Parameters
@@ -177,7 +177,7 @@ class Call:
 
         Returns
         -------
-        Tensor or sequence of Tensor
+        Tensor or tuple of Tensor
             Of the value's shape.
 
         Raises

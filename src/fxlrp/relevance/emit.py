@@ -42,7 +42,7 @@ class Written:
     assignment: Assignment
     call: fx.Node | None
     value: fx.Node
-    relevance: Any
+    relevance: fx.Node | list[fx.Node | None]
     sent: Mapping[Slot, fx.Node]
 
 
@@ -143,12 +143,12 @@ class _Writer:
             total = self._graph.create_node("call_function", operator.add, (total, part), name=name)
         return total
 
-    def _relevance_of(self, node: fx.Node) -> Any:
+    def _relevance_of(self, node: fx.Node) -> fx.Node | list[fx.Node | None] | None:
         """The relevance of a step's value: a list of them for an op that moves values to several outputs."""
         value = node.meta["val"]
         if isinstance(value, Tensor):
             return self.total(node)
-        parts: dict[Any, list[fx.Node]] = defaultdict(list)
+        parts: dict[object, list[fx.Node]] = defaultdict(list)
         for user in node.users:
             if user.target is operator.getitem and (total := self.total(user)) is not None:
                 parts[user.args[1]].append(total)
@@ -176,7 +176,7 @@ class _Writer:
             self.add(operands[slot], node, share)
         self.written.append(Written(assignment, call, self._value_of(node), relevance, sent))
 
-    def _called(self, assignment: Assignment, relevance: Any) -> fx.Node:
+    def _called(self, assignment: Assignment, relevance: fx.Node | list[fx.Node | None]) -> fx.Node:
         """The call of a rule's step."""
         node, rule, operands = assignment.node, assignment.rule, list(assignment.operands.values())
         _, args, kwargs = unwrap(node)
@@ -201,7 +201,7 @@ class _Writer:
     def _name(self, operand: fx.Node, consumer: fx.Node) -> str:
         return f"R_{operand.name}" if self._givers[operand] == 1 else f"R_{operand.name}_from_{consumer.name}"
 
-    def at_input_of(self, path: str) -> Any:
+    def at_input_of(self, path: str) -> fx.Node | tuple[fx.Node, ...]:
         """Relevance at the input of a module: what it gives to values that come from outside of it."""
         shares: dict[str, dict[fx.Node, list[fx.Node]]] = defaultdict(lambda: defaultdict(list))
         for operand in self._graph.nodes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import zennit.types
 from torch import fx, nn
@@ -31,8 +30,8 @@ class Offers:
 
     def __init__(self, composite: Composite, modules: Mapping[str, nn.Module]) -> None:
         self._composite, self._modules = composite, modules
-        self._context: dict[object, object] = {}
-        self._hooks: dict[str, Any] = {}
+        self._context: dict[str, object] = {}
+        self._hooks: dict[str, Hook | None] = {}
         self._with_ops: set[str] = set()
         self._given: dict[str, fx.Node] = {}
         self._matched: set[str] = set()
@@ -60,7 +59,7 @@ class Offers:
             self._left = node
         return None
 
-    def _of_modules(self, node: fx.Node) -> Any:
+    def _of_modules(self, node: fx.Node) -> Hook | None:
         """Offer the modules that `node` lies in, a leaf at each call, a container once; the innermost one's hook."""
         hook = None
         for path, call in module_calls(node) or [("", "")]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -22,7 +22,8 @@ from .seeds import Target, as_tensor, is_given, seed_relevance
 
 __all__ = ["Program", "RelevancePass", "has_batch"]
 
-Found = tuple[tuple[Tensor | None, ...], dict[str, Any]]
+Recorded = dict[str, Tensor | tuple[Tensor, ...]]
+Found = tuple[tuple[Tensor | None, ...], Recorded]
 
 
 class RelevancePass:
@@ -61,7 +62,8 @@ class RelevancePass:
     @property
     def explained(self) -> fx.Node:
         """The value of `whole` that relevance starts from."""
-        found: Any = self.seed.args[2 if self.of_logits else 0]
+        found = self.seed.args[2 if self.of_logits else 0]
+        assert isinstance(found, fx.Node)
         return found
 
     @cached_property
@@ -117,7 +119,7 @@ class Program:
     fingerprint: tuple[object, ...]
     canonical: fx.GraphModule
     passes: Sequence[RelevancePass]
-    settings: dict[object, object]
+    settings: dict[Hashable, Hashable]
     tensors: list[Tensor]
     weights: tuple[object, ...]
     lender: nn.Module | None = None
@@ -168,18 +170,18 @@ class Program:
         drop_dead_code(graph)
         return fx.GraphModule(self.canonical, graph, "Forward")
 
-    def _called(self, part: fx.GraphModule, *args: Any) -> Any:
+    def _called(self, part: fx.GraphModule, *args: object) -> Any:
         if self.lender is None:
             return part(*args)
         lent = tensors_by_path(self.lender)
         paths = {str(node.target) for node in part.graph.find_nodes(op="get_attr")}
         return functional_call(part, {path: lent[path] for path in lent.keys() & paths}, args)
 
-    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, dict[int, Tensor]]:
+    def forward(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, Mapping[int, object]]:
         """The model's output, and the values that `relevance` needs."""
         return self._called(self._forward_half, *inputs)
 
-    def relevance(self, values: dict[int, Tensor], seed: Tensor, method: int = 0) -> Found:
+    def relevance(self, values: Mapping[int, object], seed: Tensor, method: int = 0) -> Found:
         """Relevance of each input and what was recorded, from a seed of the output's shape or K of them (K in front).
 
         Parameters
@@ -197,7 +199,7 @@ class Program:
             return self._called(half, seed, *saved)
         return _of_each(partial(self._called, half), seed, saved)  # pyright: ignore[reportCallIssue]
 
-    def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Any]:
+    def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Recorded]:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
         target = as_tensor(target)
         rank = self.capture.output.meta["val"].ndim

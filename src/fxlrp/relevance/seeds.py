@@ -99,7 +99,7 @@ def seed_relevance(
     return torch.zeros_like(explained).scatter(1, index, explained.gather(1, index))
 
 
-def is_given(target: object) -> bool:
+def is_given(target: Target) -> bool:
     """Whether a target, as `as_tensor` gives it, is the seed itself (or makes it), and no class."""
     if isinstance(target, Tensor):
         return target.is_floating_point()

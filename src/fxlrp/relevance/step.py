@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -30,7 +29,9 @@ class Step(nn.Module):
         self.rule, self.site = rule, site
         self._form = site.op, site.target, site.slots, site.names
 
-    def forward(self, relevance: Tensor, output: Tensor, *args: Any, **kwargs: Any) -> Any:
+    def forward(
+        self, relevance: Tensor, output: Tensor, *args: object, **kwargs: object
+    ) -> Tensor | tuple[Tensor, ...]:
         """Relevance of each input: a tensor, or a tuple of them where the op has several inputs.
 
         Parameters

@@ -62,7 +62,7 @@ class Half(Rule):
 
     def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """A half of each value's goes to each of the elements that it was made of."""
-        return sum(paired(relevance, each) for each in weights) / len(weights)
+        return sum(paired(relevance, v) for v in weights) / len(weights)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

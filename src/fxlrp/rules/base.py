@@ -45,9 +45,9 @@ def paired(relevance: Tensor | Sequence[Tensor | None], values: Tensor | Sequenc
 
     A value may be infinite there, as a mask is.
     """
-    received = [relevance] if isinstance(relevance, Tensor) else relevance
-    pairs = zip(received, [values] if isinstance(values, Tensor) else values, strict=True)
-    return total([torch.where(r == 0, 0.0, r * v.to(r.dtype)) for r, v in pairs if r is not None])
+    each = [relevance] if isinstance(relevance, Tensor) else relevance
+    its = [values] if isinstance(values, Tensor) else values
+    return total([torch.where(r == 0, 0.0, r * v.to(r.dtype)) for r, v in zip(each, its, strict=True) if r is not None])
 
 
 class Refused(Exception):

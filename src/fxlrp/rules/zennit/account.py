@@ -27,7 +27,7 @@ from ...ops import Call, pull_back
 from ...values import on_the_cpu
 from ..base import Account, paired, total
 from . import probe
-from .probe import Mapper, Modifier
+from .branch import Mapper, Modifier
 from .stabilizer import has_stabilizer, with_stabilizers
 
 __all__ = ["Evaluated", "account_of", "expected_of"]
@@ -38,7 +38,7 @@ class Evaluated:
     """A branch of the rule: the op at its modified inputs and parameters, and how its output is modified."""
 
     call: Call
-    output_modifier: Callable[[Tensor], Tensor]
+    output_modifier: Modifier
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,9 @@ class _Part:
 
     @property
     def linear(self) -> Tensor:
-        return self.call.jvp(self.call.inputs)
+        found = self.call.jvp(self.call.inputs)
+        assert isinstance(found, Tensor)  # No op with several values gets a composite's rule.
+        return found
 
     @property
     def remainder(self) -> Tensor:

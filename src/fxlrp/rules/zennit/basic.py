@@ -8,14 +8,15 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
-from zennit.core import BasicHook
+from zennit.core import BasicHook, Hook
 
-from ...ops import Call, Pull, pull_back
+from ...ops import Call, pull_back
+from ...ops.derivative import Pull
 from ...values import may_look_at
 from ..base import Account, Refused, Rule, Site
 from . import probe
 from .account import Evaluated, account_of, expected_of
-from .branch import Branch, branches_of, check_params, modified_params
+from .branch import Branch, Mapper, branches_of, check_params, modified_params
 from .spelled import spelled
 
 __all__ = ["BasicRule", "is_basic"]
@@ -49,7 +50,7 @@ class BasicRule(Rule):
     hook: BasicHook
     branches: tuple[Branch, ...] = ()
     of_non_negative: tuple[Branch, ...] = ()
-    mapper: probe.Mapper | None = None
+    mapper: Mapper | None = None
     by_products: bool = False
 
     @property
@@ -119,11 +120,10 @@ class BasicRule(Rule):
                 continue
             (gradient,) = (wanted,) if pull is None else pull(wanted)
             gradients.append([taken.to(exact) for taken in at.vjp(gradient.to(dtype))])
-        found = [
+        return [
             self._reduced([i[slot] for i in inputs], [g[slot] for g in gradients], x)
             for slot, x in enumerate(call.inputs)
         ]
-        return found
 
     def _of_this_input(self, call: Call) -> Sequence[Branch]:
         """The branches; of the model's own input, those for a non-negative one, if it is."""
@@ -221,7 +221,7 @@ def _same_shape(what: str, value: object, shape: Sequence[int]) -> None:
         raise Refused(f"{what} a tensor of shape {tuple(value.shape)}, where {tuple(shape)} is due")
 
 
-def is_basic(hook: object) -> TypeGuard[BasicHook]:
+def is_basic(hook: Hook) -> TypeGuard[BasicHook]:
     """Whether a zennit hook is nothing but the data of a `BasicHook`, its methods not overridden."""
     kind = type(hook)
     return isinstance(hook, BasicHook) and all(

@@ -12,9 +12,12 @@ from zennit.core import BasicHook, ParamMod, zero_wrap
 from ...errors import RuleError
 from .probe import Modifier
 
-__all__ = ["Branch", "ParamModifier", "branches_of", "check_params", "modified_params"]
+__all__ = ["Branch", "Mapper", "ParamModifier", "Reducer", "branches_of", "check_params", "modified_params"]
 
 ParamModifier = ParamMod | Callable[[Tensor, str], Tensor]
+Mapper = Callable[[Tensor, list[Tensor]], Tensor | Sequence[Tensor]]
+Reducer = Callable[[list[Tensor], list[Tensor]], Any]
+"""It gives a tensor; but zennit's own is a `sum`, which a type checker takes for an int."""
 
 
 @dataclass(frozen=True)

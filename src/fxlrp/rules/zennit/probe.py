@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...errors import RuleError
 from ...values import on_the_cpu
+from .branch import Mapper, Modifier, Reducer
 
 __all__ = [
     "Mapper",

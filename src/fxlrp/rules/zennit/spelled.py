@@ -75,7 +75,8 @@ class _Name(str):
 def _held(rule: object) -> dict[str, object]:
     """All values that a rule and its functions hold, by name; of several under one name, that nearest to the rule."""
     found: dict[str, object] = {}
-    todo, seen = [rule], set()
+    todo: list[object] = [rule]
+    seen: set[int] = set()
     while todo:
         value = todo.pop(0)
         if id(value) in seen:

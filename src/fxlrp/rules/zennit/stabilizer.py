@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from zennit.core import Stabilizer
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+from .branch import Mapper, Modifier
 
 __all__ = ["has_stabilizer", "quickened", "with_stabilizers"]
 
 
-def _quick(stabilizer: Stabilizer) -> Callable[[Tensor], Tensor]:
+def _quick(stabilizer: Stabilizer) -> Modifier:
     """``z + epsilon sign(z)``, with sign(0) = 1: zennit's numbers in a quarter of its time."""
     epsilon = stabilizer.epsilon
 
@@ -27,14 +25,12 @@ def _quick(stabilizer: Stabilizer) -> Callable[[Tensor], Tensor]:
     return stabilize
 
 
-def quickened(function: Callable[_P, _T]) -> Callable[_P, _T]:
+def quickened(function: Mapper) -> Mapper:
     """The same function, its plain stabilizers (that neither clip nor scale with the norm) replaced by quick ones."""
     return with_stabilizers(function, lambda s: s if s.clip or s.norm_scale else _quick(s))
 
 
-def with_stabilizers(
-    function: Callable[_P, _T], replacement: Callable[[Stabilizer], Callable[[Tensor], Tensor]]
-) -> Callable[_P, _T]:
+def with_stabilizers(function: Mapper, replacement: Callable[[Stabilizer], Modifier]) -> Mapper:
     """The same function with other stabilizers.
 
     Parameters
@@ -54,7 +50,7 @@ def with_stabilizers(
     return types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
 
 
-def has_stabilizer(function: Callable[..., object]) -> bool:
+def has_stabilizer(function: Mapper) -> bool:
     """Whether a function has a stabilizer of zennit's in its closure."""
     cells = function.__closure__ or () if isinstance(function, types.FunctionType) else ()
     return any(type(cell.cell_contents) is Stabilizer for cell in cells)
