@@ -10,10 +10,10 @@ from torch import Tensor
 from zennit.core import BasicHook, ParamMod, zero_wrap
 
 from ...errors import RuleError
-from .probe import Modifier
 
-__all__ = ["Branch", "Mapper", "ParamModifier", "Reducer", "branches_of", "check_params", "modified_params"]
+__all__ = ["Branch", "Mapper", "Modifier", "ParamModifier", "Reducer", "branches_of", "check_params", "modified_params"]
 
+Modifier = Callable[[Tensor], Tensor]
 ParamModifier = ParamMod | Callable[[Tensor, str], Tensor]
 Mapper = Callable[[Tensor, list[Tensor]], Tensor | Sequence[Tensor]]
 Reducer = Callable[[list[Tensor], list[Tensor]], Any]

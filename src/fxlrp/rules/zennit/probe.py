@@ -17,9 +17,6 @@ from ...values import on_the_cpu
 from .branch import Mapper, Modifier, Reducer
 
 __all__ = [
-    "Mapper",
-    "Modifier",
-    "Reducer",
     "coefficients",
     "is_identity",
     "is_negative_part",
@@ -32,10 +29,6 @@ __all__ = [
     "rectified",
     "shares_positive_products",
 ]
-
-Mapper = Callable[[Tensor, list[Tensor]], Tensor | Sequence[Tensor]]
-Reducer = Callable[[list[Tensor], list[Tensor]], Any]
-Modifier = Callable[[Tensor], Tensor]
 
 _SMALL = 8
 _ENOUGH = 64
