@@ -54,6 +54,11 @@ class Pass(Rule):
 
     needs_output = False
 
+    @property
+    def is_identity(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether this is `Pass` itself, or what says no more: a rule that propagates is one of its own."""
+        return type(self).propagate is Rule.propagate
+
     def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """All of it passes."""
         return Account()
