@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
-from .errors import InputError
-from .models import count_fused_steps, lends_tensors, settings, stand_in, weights
+from .errors import FxlrpError, InputError
+from .models import count_fused_steps, lends_parameters, lends_tensors, settings, stand_in, weights
 from .recipe import Recipe
 from .relevance.program import Program
 from .values import is_wrapped
@@ -52,14 +54,57 @@ class Programs:
     def __init__(self, recipe: Recipe, lender: nn.Module | None = None) -> None:
         recipe.check()
         self._recipe, self._lender = recipe, lender
+        self._numbers = itertools.count()
         self.clear()
         if not recipe.trainable:
             count_fused_steps()
 
     def of(self, inputs: tuple[Tensor, ...]) -> Program:
         """The program for these inputs, made if need be; of weights as they are now."""
-        search: Any = torch.compiler.disable(self._of)
-        return search(inputs)
+        return self._followed(inputs) if torch.compiler.is_dynamo_compiling() else self._of(inputs)
+
+    def _followed(self, inputs: tuple[Tensor, ...]) -> Program:
+        """The same for torch.compile, which follows comparisons, but neither the search nor a capture.
+
+        What is compared here is compared again at each call of the compiled code.
+        """
+        if lends_parameters(self._recipe.model):
+            torch._dynamo.graph_break(msg="fxlrp: torch.compile cannot follow a call with other tensors in the model")
+            return self._apart(inputs)
+        for name in self._names_of([module.training for module in self._recipe.model.modules()]):
+            program = getattr(self._shelf, name)
+            if program.capture.fits(inputs):
+                return program
+        # The length of a range is a number: a size is no longer one that may change.
+        name, problem = self._named([(tuple(len(range(n)) for n in x.shape), x.dtype, x.device) for x in inputs])
+        if problem:
+            torch._dynamo.graph_break(msg=problem)
+            return self._apart(inputs)
+        return getattr(self._shelf, name)
+
+    @torch.compiler.assume_constant_result
+    def _names_of(self, modes: list[bool]) -> tuple[str, ...]:
+        """The names of the programs of the model as it is: in these modes of its modules, and with its weights."""
+        now = settings(self._recipe.model)
+        for program in self.all:
+            if not program.is_of(weights):
+                with _CAPTURING:
+                    self._renewed(program)
+        return tuple(name for name, each in vars(self._shelf).items() if each.prepared().settings == now)
+
+    @torch.compiler.assume_constant_result
+    def _named(self, forms: list[tuple[Any, ...]]) -> tuple[str, str]:
+        """The name of the program for inputs of these forms; or why there is none."""
+        try:
+            program = self._of(tuple(torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in forms))
+        except FxlrpError as error:
+            return "", str(error)
+        return next(name for name, each in vars(self._shelf).items() if each is program.prepared()), ""
+
+    @torch.compiler.disable
+    def _apart(self, inputs: tuple[Tensor, ...]) -> Program:
+        """As it is, outside of what torch.compile follows."""
+        return self._of(inputs)
 
     def _of(self, inputs: tuple[Tensor, ...]) -> Program:
         if torch._C._are_functorch_transforms_active():
@@ -140,8 +185,13 @@ class Programs:
 
     def clear(self) -> None:
         """Forget all of them."""
-        self.all, self._known, self._immaterial = [], OrderedDict(), [frozenset()]
+        self._shelf, self._known, self._immaterial = SimpleNamespace(), OrderedDict(), [frozenset()]
         self._homes, self._taken = OrderedDict(), ([], ())
+
+    @property
+    def all(self) -> list[Program]:
+        """All of them, the latest last."""
+        return list(vars(self._shelf).values())
 
     def _known_for(self, shapes: tuple[object, ...], now: dict[Hashable, Hashable]) -> Program | None:
         known = self._known
@@ -162,7 +212,11 @@ class Programs:
         kept = list(dict.fromkeys(reversed(known.values())))[:CAPTURES]
         # A new one: other threads may be looking into the old.
         self._known = OrderedDict([(key, of) for key, of in known.items() if of in kept][-KEYS:])
-        self.all = [each for each in dict.fromkeys((*self.all, program)) if each in kept]
+        if program not in self.all:
+            setattr(self._shelf, f"program_{next(self._numbers)}", program)
+        for name, each in list(vars(self._shelf).items()):
+            if each not in kept:
+                delattr(self._shelf, name)
         return program
 
     def _find(self, inputs: tuple[Tensor, ...], now: dict[Hashable, Hashable]) -> Program:
@@ -188,7 +242,8 @@ class Programs:
         """The same program, of the weights as they are now: nothing is captured again."""
         new = self._recipe.program(stale.capture, stale.fingerprint, stale.settings, self._lender)
         self._known = OrderedDict((key, new if of is stale else of) for key, of in self._known.items())
-        self.all = [new if of is stale else of for of in self.all]
+        (name,) = (name for name, each in vars(self._shelf).items() if each is stale)
+        setattr(self._shelf, name, new)
         return new
 
 
@@ -206,6 +261,9 @@ def outside_inference_mode(*values: Any) -> Iterator[tuple[Any, ...]]:
 
     In inference mode, torch.func.vjp gives zeros without a word (torch 2.9).
     """
+    if torch.compiler.is_dynamo_compiling():
+        yield values
+        return
     with ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,13 +47,16 @@ class Capture:
     _guard: nn.Module | None
     _ranges: Mapping[Any, Any]
 
+    def __post_init__(self) -> None:
+        values = [node.meta["val"] for node in self.placeholders]
+        self._forms = [(value.dtype, [self._limits(size) for size in value.shape]) for value in values]
+
     def fits(self, inputs: tuple[Tensor, ...]) -> bool:
-        """Whether this capture speaks for inputs of these shapes and dtypes."""
-        for node, x in zip(self.placeholders, inputs, strict=True):
-            value = node.meta["val"]
-            if value.dtype != x.dtype or value.ndim != x.ndim:
+        """Whether this capture speaks for inputs of these shapes and dtypes; torch.compile follows what it asks."""
+        for (dtype, limits), x in zip(self._forms, inputs, strict=True):
+            if dtype != x.dtype or len(limits) != x.ndim:
                 return False
-            if any(not self._allows(size, actual) for size, actual in zip(value.shape, x.shape, strict=True)):
+            if any(not least <= size <= most for (least, most), size in zip(limits, x.shape, strict=True)):
                 return False
         try:
             if self._guard is not None:
@@ -62,11 +66,12 @@ class Capture:
             return False
         return True
 
-    def _allows(self, size: int | torch.SymInt, actual: int) -> bool:
+    def _limits(self, size: int | torch.SymInt) -> tuple[int, int]:
+        """The least and the largest size of a dimension."""
         if isinstance(size, int):
-            return size == actual
+            return size, size
         allowed = self._ranges.get(size.node.expr)
-        return allowed is not None and allowed.lower <= actual <= allowed.upper
+        return (0, -1) if allowed is None else (int(allowed.lower), min(allowed.upper, sys.maxsize))
 
     @property
     def placeholders(self) -> list[fx.Node]:

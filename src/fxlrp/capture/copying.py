@@ -48,8 +48,9 @@ def copied(
             args, kwargs = normal(target, args, kwargs)
         new = graph.create_node(node.op, target, args, kwargs, name=_name(node))
         new.meta = copy.copy(node.meta)
-        if "stack_trace" not in new.meta and (origin := node.meta.get("from_node")):
-            new.meta["stack_trace"] = traces.get(origin[0].name)
+        origin = node.meta.get("from_node")
+        if "stack_trace" not in new.meta and origin and (trace := traces.get(origin[0].name)):
+            new.meta["stack_trace"] = trace
         copies[node] = new
     return graph, guard
 

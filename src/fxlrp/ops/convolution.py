@@ -31,12 +31,18 @@ class Geometry(NamedTuple):
 
 def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
     """A convolution without bias; transposed, if its geometry says so."""
-    return (_Convolution.apply if torch.is_grad_enabled() else _convolve)(x, weight, geometry)
+    return (_Convolution.apply if _has_own_derivative() else _convolve)(x, weight, geometry)
 
 
 def transpose(gradient: Tensor, weight: Tensor, shape: Sequence[int], geometry: Geometry) -> Tensor:
     """The transpose of `convolve`: from a gradient of its value to one of its input, which has this shape."""
-    return (_Transpose.apply if torch.is_grad_enabled() else _transpose)(gradient, weight, shape, geometry)
+    return (_Transpose.apply if _has_own_derivative() else _transpose)(gradient, weight, shape, geometry)
+
+
+def _has_own_derivative() -> bool:
+    """Whether a derivative is wanted, and may be given: torch.compile cannot map over functions with one (torch 2.14)."""
+    mapped = torch.compiler.is_dynamo_compiling() and torch._C._are_functorch_transforms_active()
+    return torch.is_grad_enabled() and not mapped
 
 
 class _Convolution(torch.autograd.Function):

@@ -125,10 +125,17 @@ class Program:
     lender: nn.Module | None = None
     of_output: Callable[[], Program] | None = None
 
+    def __post_init__(self) -> None:
+        self.rank = self.capture.output.meta["val"].ndim
+
     @cached_property
     def _of_output(self) -> Program:
-        make: Any = None if self.of_output is None else torch.compiler.disable(self.of_output)
-        return self if make is None else make()
+        return self if self.of_output is None else self.of_output()
+
+    def prepared(self) -> Program:
+        """Itself, with all that is otherwise made when first needed: torch.compile cannot follow that."""
+        _ = self._forward_half, self._of_output._forward_half
+        return self
 
     def is_of(self, weights: Callable[[list[Tensor]], tuple[object, ...]]) -> bool:
         """Whether the tensors whose values it bakes in are as they were."""
@@ -195,22 +202,20 @@ class Program:
         """
         half, numbers = self.passes[method].relevance_half
         saved = [values[number] for number in numbers]
-        if seed.ndim == self.capture.output.meta["val"].ndim:
+        if seed.ndim == self.rank:
             return self._called(half, seed, *saved)
         return _of_each(partial(self._called, half), seed, saved)  # pyright: ignore[reportCallIssue]
 
     def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Recorded]:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
         target = as_tensor(target)
-        rank = self.capture.output.meta["val"].ndim
+        rank = self.rank
         if not is_given(target) or (isinstance(target, Tensor) and target.ndim == rank):
             return self._called(self.pass_for(target).graph_module, *inputs, target)
         output, values = self._of_output.forward(inputs)
         return output, *self._of_output.relevance(values, seed_relevance(output, target))
 
 
-# torch.compile cannot follow vmap over functions with derivatives of their own (torch 2.15): it runs as it is.
-@torch.compiler.disable
 def _of_each(half: Callable[..., Found], seeds: Tensor, saved: Sequence[object]) -> Found:
     """The relevance half for each of K seeds."""
     return torch.vmap(lambda seed: half(seed, *saved), randomness="different")(seeds)
