@@ -127,7 +127,7 @@ class BasicRule(Rule):
 
     def _of_this_input(self, call: Call) -> Sequence[Branch]:
         """The branches; of the model's own input, those for a non-negative one, if it is."""
-        looks = bool(self.of_non_negative) and may_look_at(*call.inputs)
+        looks = len(self.of_non_negative) > 0 and may_look_at(*call.inputs)
         return self.of_non_negative if looks and all(bool((x >= 0).all()) for x in call.inputs) else self.branches
 
     def changed_params(

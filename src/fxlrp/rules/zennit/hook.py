@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,8 +24,8 @@ def _takes_kwargs(hook: Hook) -> bool:
 
 def _view(module: nn.Module, params: Mapping[str, Tensor]) -> nn.Module:
     """`module` as the hook should see it: with the parameters that the canonized graph uses."""
-    view = copy.copy(module)
-    view.__dict__["_parameters"] = {**module._parameters, **params}
+    view = nn.Module.__new__(type(module))
+    view.__dict__.update(vars(module), _parameters={**module._parameters, **params})
     return view
 
 
