@@ -137,7 +137,9 @@ class _BatchNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-        return aten.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+        value, mean, inverse = aten.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+        # Of an input in half precision, torch.compile takes them for halves, on the CPU, where they are none.
+        return value, widened(mean), widened(inverse)
 
     @staticmethod
     def setup_context(
