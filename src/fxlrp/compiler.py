@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._guards import CompileContext, tracing
 
 from .errors import FxlrpError, InputError
-from .models import count_fused_steps, lends_parameters, lends_tensors, settings, stand_in, weights
+from .models import count_fused_steps, lends_tensors, settings, stand_in, weights
 from .recipe import Recipe
 from .relevance.program import Program
 from .values import is_wrapped
@@ -33,6 +34,12 @@ KEYS = 256
 
 HOMES = 4
 """In how many settings a model that is given tensors for a call has a copy that is captured in its place."""
+
+
+_CHANGED = (
+    "fxlrp: torch.compile cannot follow a call of a twin or an ISNet whose model is given other tensors, or another "
+    "mode, by the same code: take that out of it"
+)
 
 
 class Programs:
@@ -55,6 +62,8 @@ class Programs:
         recipe.check()
         self._recipe, self._lender = recipe, lender
         self._numbers = itertools.count()
+        self._modules: list[nn.Module] = []
+        self._beginning, self._names = None, ()
         self.clear()
         if not recipe.trainable:
             count_fused_steps()
@@ -66,12 +75,15 @@ class Programs:
     def _followed(self, inputs: tuple[Tensor, ...]) -> Program:
         """The same for torch.compile, which follows comparisons, but neither the search nor a capture.
 
-        What is compared here is compared again at each call of the compiled code.
+        What is read and compared here is compared again at each call of the compiled code.
         """
-        if lends_parameters(self._recipe.model):
-            torch._dynamo.graph_break(msg="fxlrp: torch.compile cannot follow a call with other tensors in the model")
+        self._list_modules()
+        modes = [module.training for module in self._modules]
+        parameters = [each for module in self._modules for each in module._parameters.values() if each is not None]
+        if not (self._is_in(modes) and all(isinstance(each, nn.Parameter) for each in parameters)):
+            torch._dynamo.graph_break(msg=_CHANGED)
             return self._apart(inputs)
-        for name in self._names_of([module.training for module in self._recipe.model.modules()]):
+        for name in self._names_of_now():
             program = getattr(self._shelf, name)
             if program.capture.fits(inputs):
                 return program
@@ -83,23 +95,43 @@ class Programs:
         return getattr(self._shelf, name)
 
     @torch.compiler.assume_constant_result
-    def _names_of(self, modes: list[bool]) -> tuple[str, ...]:
-        """The names of the programs of the model as it is: in these modes of its modules, and with its weights."""
-        now = settings(self._recipe.model)
-        for program in self.all:
-            if not program.is_of(weights):
-                with _CAPTURING:
-                    self._renewed(program)
-        return tuple(name for name, each in vars(self._shelf).items() if each.prepared().settings == now)
+    def _list_modules(self) -> None:
+        """Have a list of the model's modules, but for recurrent layers, which torch.compile refuses to look at."""
+        self._modules = [each for each in self._recipe.model.modules() if not isinstance(each, nn.RNNBase)]
+
+    @torch.compiler.assume_constant_result
+    def _is_in(self, modes: list[bool]) -> bool:
+        """Whether the modules are in these modes, and not to be so once the compiled code has run."""
+        return modes == [module.training for module in self._modules]
+
+    @torch.compiler.assume_constant_result
+    def _names_of_now(self) -> tuple[str, ...]:
+        """The names of the programs of the model as it is, in its modes and with its weights.
+
+        If torch.compile begins again, it is to find what it found.
+        """
+        beginning = CompileContext.current_compile_id()
+        if beginning != self._beginning:
+            now = settings(self._recipe.model)
+            with tracing(None), _CAPTURING:
+                for program in self.all:
+                    if not program.is_of(weights):
+                        self._renewed(program)
+                found = [name for name, each in vars(self._shelf).items() if each.prepared().settings == now]
+            self._beginning, self._names = beginning, tuple(found)
+        return self._names
 
     @torch.compiler.assume_constant_result
     def _named(self, forms: list[tuple[Any, ...]]) -> tuple[str, str]:
         """The name of the program for inputs of these forms; or why there is none."""
+        inputs = tuple(torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in forms)
         try:
-            program = self._of(tuple(torch.empty(shape, dtype=dtype, device=device) for shape, dtype, device in forms))
+            # What is captured is no part of what torch.compile traces.
+            with tracing(None):
+                program = self._of(inputs).prepared()
         except FxlrpError as error:
             return "", str(error)
-        return next(name for name, each in vars(self._shelf).items() if each is program.prepared()), ""
+        return next(name for name, each in vars(self._shelf).items() if each is program), ""
 
     @torch.compiler.disable
     def _apart(self, inputs: tuple[Tensor, ...]) -> Program:

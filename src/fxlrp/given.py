@@ -63,7 +63,7 @@ def inputs_of(x: object) -> tuple[Tensor, ...]:
     """
     if isinstance(x, Tensor):
         return inputs_of((x,))
-    if not isinstance(x, tuple | list):
+    if not isinstance(x, (tuple, list)):
         raise InputError(f"the input is {_a(x)}: {_instead_of_tensor(x)}")
     if not x:
         raise InputError("there is no input: give a tensor, or several in a tuple")

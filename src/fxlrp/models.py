@@ -23,7 +23,6 @@ __all__ = [
     "count_fused_steps",
     "duplicate",
     "hooks_leave_no_trace",
-    "lends_parameters",
     "lends_tensors",
     "settings",
     "snapshot",
@@ -69,12 +68,8 @@ def copy_sharing_tensors(model: _Model) -> _Model:
 
 def lends_tensors(model: nn.Module) -> bool:
     """Whether a model has been given tensors for a call (`torch.func.functional_call`), in place of its parameters."""
-    return lends_parameters(model) or any(map(is_wrapped, model.buffers()))
-
-
-def lends_parameters(model: nn.Module) -> bool:
-    """Whether they stand in place of parameters."""
-    return any(not isinstance(each, nn.Parameter) for each in model.parameters())
+    given = any(not isinstance(each, nn.Parameter) for each in model.parameters())
+    return given or any(map(is_wrapped, model.buffers()))
 
 
 def tensors_by_path(model: nn.Module) -> dict[str, Tensor]:

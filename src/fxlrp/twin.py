@@ -110,11 +110,11 @@ class Twin(CompiledModule):
             At the first call with such inputs, what `convert` raises.
         """
         single, inputs = isinstance(x, Tensor), inputs_of(x)
-        output, relevance, recorded = self._run(self._programs.of(inputs), inputs, target)
+        program = self._programs.of(inputs)
+        output, relevance, recorded = self._run(program, program.checked(inputs), target)
         relevance = tuple(None if r is None else r.to(i.dtype) for r, i in zip(relevance, inputs, strict=True))
         return Explanation(output, relevance[0] if single else relevance, recorded)
 
-    # Apart from `forward`: torch.compile cannot go on behind the search for a program where a `with` comes after it.
     def _run(self, program: Program, inputs: tuple[Tensor, ...], target: Target) -> Any:
         with (
             outside_inference_mode(*inputs, target) as (*values, seed),

@@ -124,7 +124,7 @@ class Call:
 
     def with_inputs(self, inputs: Sequence[Tensor]) -> Call:
         """The same call at other inputs."""
-        args = [list(a) if isinstance(a, list | tuple) else a for a in self.args]
+        args = [list(a) if isinstance(a, (list, tuple)) else a for a in self.args]
         for (position, index), value in zip(self.slots, inputs, strict=True):
             if index is None:
                 args[position] = value

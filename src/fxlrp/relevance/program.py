@@ -19,6 +19,7 @@ from ..models import tensors_by_path
 from ..reading import is_known
 from .emit import Written
 from .seeds import Target, as_tensor, is_given, seed_relevance
+from .unwritten import numbered, unwritten
 
 __all__ = ["Program", "RelevancePass", "has_batch"]
 
@@ -127,6 +128,7 @@ class Program:
 
     def __post_init__(self) -> None:
         self.rank = self.capture.output.meta["val"].ndim
+        self._number = numbered(self)
 
     @cached_property
     def _of_output(self) -> Program:
@@ -140,6 +142,12 @@ class Program:
     def is_of(self, weights: Callable[[list[Tensor]], tuple[object, ...]]) -> bool:
         """Whether the tensors whose values it bakes in are as they were."""
         return not self.tensors or weights(self.tensors) == self.weights
+
+    def checked(self, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The inputs; compiled code asks again at each call, when it has these, whether `is_of` still holds."""
+        if not self.tensors or not torch.compiler.is_dynamo_compiling():
+            return inputs
+        return unwritten(inputs[0], self._number), *inputs[1:]
 
     @staticmethod
     def number(canonical: fx.GraphModule) -> None:
@@ -209,8 +217,7 @@ class Program:
     def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Recorded]:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
         target = as_tensor(target)
-        rank = self.rank
-        if not is_given(target) or (isinstance(target, Tensor) and target.ndim == rank):
+        if not is_given(target) or (isinstance(target, Tensor) and target.ndim == self.rank):
             return self._called(self.pass_for(target).graph_module, *inputs, target)
         output, values = self._of_output.forward(inputs)
         return output, *self._of_output.relevance(values, seed_relevance(output, target))

@@ -123,7 +123,7 @@ def as_tensor(target: Target) -> Any:
     """
     if isinstance(target, np.ndarray) and target.dtype.kind in "iuf":
         return torch.from_numpy(target.astype(np.float64 if target.dtype.kind == "f" else np.int64))
-    if not isinstance(target, list | tuple | range):
+    if not isinstance(target, (list, tuple, range)):
         return target
     for index, value in enumerate(target):
         number = value.item() if isinstance(value, Tensor) and not value.ndim else value

@@ -68,7 +68,7 @@ class Step(nn.Module):
 def _check(found: object, inputs: Sequence[Tensor], relevance: Tensor | Sequence[Tensor | None]) -> None:
     """Raise if `found` is not relevance of each of the inputs: broadcast or split, it would go on as if it were."""
     due = f"a list of {len(inputs)} is due: a tensor for each input, of its shape"
-    if not isinstance(found, list | tuple):
+    if not isinstance(found, (list, tuple)):
         raise Refused(f"it gave a {type(found).__name__}, where {due}")
     if len(found) != len(inputs):
         raise Refused(f"it gave relevance for {len(found)} inputs, where {due}")
