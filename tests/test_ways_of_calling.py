@@ -97,6 +97,18 @@ def test_an_empty_batch(trainable):
     assert len(twin._programs.all) == 1
 
 
+def test_an_empty_batch_of_means():
+    class Means(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 5, 3)
+
+        def forward(self, x):
+            return self.conv(x).mean((2, 3))
+
+    assert fxlrp.explain(Means().double(), images()[:0], 1, "epsilon_plus").relevance.shape == (0, 3, 8, 8)
+
+
 def test_an_empty_batch_beside_other_ways():
     model, x = network(), images()
     assert fxlrp.ISNet(model)(x[:0]).heatmaps["input"].shape == (0, 3, 8, 8)

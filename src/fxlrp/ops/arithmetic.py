@@ -36,7 +36,8 @@ def _reduction_vjp(call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
 
 
 def _mean_vjp(call: Call, relevance: Tensor) -> tuple[Tensor, ...]:
-    return _reduction_vjp(call, relevance * (relevance.numel() / call.args[0].numel()))
+    # Of an empty batch, neither has numbers.
+    return _reduction_vjp(call, relevance * (relevance.numel() / max(1, call.args[0].numel())))
 
 
 _BOTH = (0, 1)
