@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch.func import functional_call
 from torch.fx.node import map_arg
 
 from ..capture import Capture
+from ..errors import FxlrpError
 from ..graph import drop_dead_code
 from ..marks import NUMBER, SIZE_BOUND, UNBATCHED
 from ..models import tensors_by_path
@@ -42,6 +44,9 @@ class RelevancePass:
     ----------
     graph_module : fx.GraphModule
         What runs: the same without the other readings, and without what only these would need.
+    out_dims : tuple
+        Where several seeds stand in what the relevance half gives, as of `torch.vmap`: an input that no relevance
+        reaches has none.
     """
 
     def __init__(self, whole: fx.GraphModule, written: Sequence[Written]) -> None:
@@ -49,6 +54,8 @@ class RelevancePass:
         graph = _without_readings(whole.graph)
         drop_dead_code(graph)
         self.graph_module = fx.GraphModule(whole, graph, "Twin")
+        (result,) = next(node for node in graph.nodes if node.op == "output").args
+        self.out_dims: Any = tuple(None if each is None else 0 for each in result[1]), 0
 
     @property
     def seed(self) -> fx.Node:
@@ -136,7 +143,10 @@ class Program:
 
     def prepared(self) -> Program:
         """Itself, with all that is otherwise made when first needed: torch.compile cannot follow that."""
-        _ = self._forward_half, self._of_output._forward_half
+        _ = self._forward_half
+        # What is wrong with a program that is never run is not to be raised.
+        with suppress(FxlrpError):
+            _ = self._of_output._forward_half
         return self
 
     def is_of(self, weights: Callable[[list[Tensor]], tuple[object, ...]]) -> bool:
@@ -209,10 +219,11 @@ class Program:
             Which pass.
         """
         half, numbers = self.passes[method].relevance_half
+        out_dims = self.passes[method].out_dims
         saved = [values[number] for number in numbers]
         if seed.ndim == self.rank:
             return self._called(half, seed, *saved)
-        return _of_each(partial(self._called, half), seed, saved)  # pyright: ignore[reportCallIssue]
+        return torch.vmap(lambda one: self._called(half, one, *saved), 0, out_dims, randomness="different")(seed)
 
     def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Recorded]:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
@@ -221,11 +232,6 @@ class Program:
             return self._called(self.pass_for(target).graph_module, *inputs, target)
         output, values = self._of_output.forward(inputs)
         return output, *self._of_output.relevance(values, seed_relevance(output, target))
-
-
-def _of_each(half: Callable[..., Found], seeds: Tensor, saved: Sequence[object]) -> Found:
-    """The relevance half for each of K seeds."""
-    return torch.vmap(lambda seed: half(seed, *saved), randomness="different")(seeds)
 
 
 def has_batch(canonical: fx.GraphModule) -> bool:
