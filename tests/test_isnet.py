@@ -615,23 +615,6 @@ def test_what_is_put_in_place_of_a_layer_is_seen(model, x):
     close(isnet(x).logits, model(x))
 
 
-@pytest.mark.parametrize(
-    "variant",
-    ["selective", *(pytest.param(name, marks=pytest.mark.slow) for name in variants.VARIANTS if name != "selective")],
-)
-def test_compiled(variant, model, x):
-    """Maps and gradients of torch.compile (without a compiler: traced, differentiated, run as it is)."""
-    isnet = fxlrp.ISNet(model, variant, EPS)
-    isnet(x)
-    found = []
-    for function in (isnet, torch.compile(isnet, backend="aot_eager")):
-        torch.manual_seed(0)
-        maps = function(x).heatmaps["input"]
-        found.append((maps, torch.autograd.grad(maps.square().sum(), model.conv1.weight)[0]))
-    close(found[1][0], found[0][0])
-    close(found[1][1], found[0][1])
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("variant", variants.VARIANTS)

@@ -35,10 +35,9 @@ KEYS = 256
 HOMES = 4
 """In how many settings a model that is given tensors for a call has a copy that is captured in its place."""
 
-
-_CHANGED = (
-    "fxlrp: torch.compile cannot follow a call of a twin or an ISNet whose model is given other tensors, or another "
-    "mode, by the same code: take that out of it"
+_GIVEN = (
+    "a twin or an ISNet whose model has been given other tensors, or another mode, in the code that torch.compile "
+    "compiles is run as it is, without it"
 )
 
 
@@ -63,7 +62,6 @@ class Programs:
         self._recipe, self._lender = recipe, lender
         self._numbers = itertools.count()
         self._modules: list[nn.Module] = []
-        self._beginning, self._names = None, ()
         self.clear()
         if not recipe.trainable:
             count_fused_steps()
@@ -81,7 +79,7 @@ class Programs:
         modes = [module.training for module in self._modules]
         parameters = [each for module in self._modules for each in module._parameters.values() if each is not None]
         if not (self._is_in(modes) and all(isinstance(each, nn.Parameter) for each in parameters)):
-            torch._dynamo.graph_break(msg=_CHANGED)
+            torch._dynamo.graph_break(msg=_GIVEN)
             return self._apart(inputs)
         for name in self._names_of_now():
             program = getattr(self._shelf, name)
@@ -106,20 +104,15 @@ class Programs:
 
     @torch.compiler.assume_constant_result
     def _names_of_now(self) -> tuple[str, ...]:
-        """The names of the programs of the model as it is, in its modes and with its weights.
-
-        If torch.compile begins again, it is to find what it found.
-        """
-        beginning = CompileContext.current_compile_id()
-        if beginning != self._beginning:
-            now = settings(self._recipe.model)
-            with tracing(None), _CAPTURING:
-                for program in self.all:
-                    if not program.is_of(weights):
-                        self._renewed(program)
-                found = [name for name, each in vars(self._shelf).items() if each.prepared().settings == now]
-            self._beginning, self._names = beginning, tuple(found)
-        return self._names
+        """The names of the programs of the model as it is, in its modes and with its weights."""
+        now, compiling = settings(self._recipe.model), CompileContext.current_compile_id()
+        with tracing(None), _CAPTURING:
+            for program in self.all:
+                if not program.is_of(weights):
+                    self._renewed(program)
+            found = {name: each.prepared() for name, each in vars(self._shelf).items() if each.settings == now}
+            # Where torch.compile begins again, it is to go the same way as before.
+            return tuple(name for name in found if self._made_for.get(name) != compiling)
 
     @torch.compiler.assume_constant_result
     def _named(self, forms: list[tuple[Any, ...]]) -> tuple[str, str]:
@@ -132,11 +125,6 @@ class Programs:
         except FxlrpError as error:
             return "", str(error)
         return next(name for name, each in vars(self._shelf).items() if each is program), ""
-
-    @torch.compiler.disable
-    def _apart(self, inputs: tuple[Tensor, ...]) -> Program:
-        """As it is, outside of what torch.compile follows."""
-        return self._of(inputs)
 
     def _of(self, inputs: tuple[Tensor, ...]) -> Program:
         if torch._C._are_functorch_transforms_active():
@@ -161,6 +149,8 @@ class Programs:
                 if not program.is_of(weights):
                     program = self._renewed(program)
         return program
+
+    _apart: Any = torch.compiler.disable(_of)
 
     def _at_home(self) -> Programs:
         """The programs of a copy that has parameters of its own, for a model that was given others for a call.
@@ -218,7 +208,7 @@ class Programs:
     def clear(self) -> None:
         """Forget all of them."""
         self._shelf, self._known, self._immaterial = SimpleNamespace(), OrderedDict(), [frozenset()]
-        self._homes, self._taken = OrderedDict(), ([], ())
+        self._homes, self._taken, self._made_for = OrderedDict(), ([], ()), {}
 
     @property
     def all(self) -> list[Program]:
@@ -245,7 +235,9 @@ class Programs:
         # A new one: other threads may be looking into the old.
         self._known = OrderedDict([(key, of) for key, of in known.items() if of in kept][-KEYS:])
         if program not in self.all:
-            setattr(self._shelf, f"program_{next(self._numbers)}", program)
+            name = f"program_{next(self._numbers)}"
+            self._made_for[name] = CompileContext.current_compile_id()
+            setattr(self._shelf, name, program)
         for name, each in list(vars(self._shelf).items()):
             if each not in kept:
                 delattr(self._shelf, name)

@@ -40,7 +40,7 @@ def transpose(gradient: Tensor, weight: Tensor, shape: Sequence[int], geometry: 
 
 
 def _has_own_derivative() -> bool:
-    """Whether a derivative is wanted, and may be given: torch.compile cannot map over functions with one (torch 2.14)."""
+    """Whether a derivative is wanted, and may be given: to torch.compile, a function with one is not to be mapped."""
     mapped = torch.compiler.is_dynamo_compiling() and torch._C._are_functorch_transforms_active()
     return torch.is_grad_enabled() and not mapped
 
