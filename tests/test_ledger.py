@@ -17,8 +17,8 @@ from zennit.types import Activation, AvgPool, BatchNorm, Linear
 import fxlrp
 from fxlrp import errors, ops, rules
 from fxlrp.relevance.emit import _Writer
-from fxlrp.relevance.rewrites import cheaper_functions
-from fxlrp.rules.zennit import basic
+from fxlrp.rules.zennit import stabilizer, traced
+from fxlrp.rules.zennit.planned import PlannedRule
 from fxlrp.testing import trained
 from fxlrp.vocabulary import Call, lookup
 
@@ -272,14 +272,13 @@ def test_gradient_methods(residual, hook):
 
 def break_bias(patch):
     """A rule that takes the forward's output without the bias for its denominator."""
-    plain = basic._value
+    plain = PlannedRule.propagate
 
-    def value(branch, at, output):
-        found, pull = plain(branch, at, output)
-        bias = at.op.at_zero(at) if at.op.at_zero is not None else None
-        return (found if bias is None or at.op is not lookup(aten.conv2d.default) else found - bias), pull
+    def propagate(self, call, output, relevance):
+        bias = call.op.at_zero(call) if call.op is lookup(aten.conv2d.default) else None
+        return plain(self, call, output if bias is None else output - bias, relevance)
 
-    patch.setattr(basic, "_value", value)
+    patch.setattr(PlannedRule, "propagate", propagate)
     return {"stem", "inner", "outer"}
 
 
@@ -297,7 +296,8 @@ def break_sign(patch):
 
 def break_stabilizer(patch):
     """A stabilizer that has no sign."""
-    patch.setattr(cheaper_functions, "quickened", lambda mapper: lambda r, outputs: [r / (o + 0.1) for o in outputs])
+    for module in (stabilizer, traced):
+        patch.setattr(module, "stabilized", lambda z, epsilon: z + 0.1)
     return {"stem", "inner", "outer", "head", "", "norm"}
 
 

@@ -54,6 +54,10 @@ def _clips_to_non_negative(lower: str | None, upper: str | None) -> Callable[[fx
     return non_negative
 
 
+def _is_shut_below_zero(node: fx.Node) -> bool:
+    return argument(node, "min_val") == 0
+
+
 def _softplus_is_non_negative(node: fx.Node, inputs: bool) -> bool:
     """Above its threshold it is the identity, and a negative beta turns its sign."""
     beta, threshold = argument(node, "beta"), argument(node, "threshold")
@@ -61,9 +65,10 @@ def _softplus_is_non_negative(node: fx.Node, inputs: bool) -> bool:
 
 
 OPS: dict[Target, Op] = {
-    aten.relu.default: Op(non_negative=always, vjp=_relu_vjp),
+    aten.relu.default: Op(non_negative=always, vjp=_relu_vjp, carries_zeros=True, shuts=lambda node: True),
+    aten.relu6.default: Op(non_negative=always, carries_zeros=True, shuts=lambda node: True),
     thresholded_relu: Op(clips=True, vjp=_thresholded_relu_vjp),
-    aten.hardtanh.default: Op(non_negative=_clips_to_non_negative("min_val", "max_val")),
+    aten.hardtanh.default: Op(non_negative=_clips_to_non_negative("min_val", "max_val"), shuts=_is_shut_below_zero),
     aten.clamp.default: Op(non_negative=_clips_to_non_negative("min", "max")),
     aten.clamp.Tensor: Op(non_negative=_clips_to_non_negative("min", "max")),
     aten.clamp_min.default: Op(non_negative=_clips_to_non_negative("min", None)),
@@ -73,7 +78,6 @@ OPS: dict[Target, Op] = {
     aten.prelu.default: Op(params={"weight": "weight"}),
     **dict.fromkeys(
         (
-            aten.relu6.default,
             aten.sigmoid.default,
             aten.hardsigmoid.default,
             aten.abs.default,

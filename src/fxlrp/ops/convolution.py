@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .affine import per_channel
+
 __all__ = ["Geometry", "convolve", "transpose"]
 
 aten = torch.ops.aten
@@ -29,9 +31,12 @@ class Geometry(NamedTuple):
     groups: int
 
 
-def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """A convolution without bias; transposed, if its geometry says so."""
-    return (_Convolution.apply if torch.is_grad_enabled() else _convolve)(x, weight, geometry)
+def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
+    """A convolution; transposed, if its geometry says so. The bias is one of the channels, shape (C_out,)."""
+    if not torch.is_grad_enabled():
+        return _convolve(x, weight, geometry, bias)
+    value = _Convolution.apply(x, weight, geometry)
+    return value if bias is None else value + per_channel(bias, x.ndim)
 
 
 def transpose(gradient: Tensor, weight: Tensor, shape: Sequence[int], geometry: Geometry) -> Tensor:
@@ -100,10 +105,11 @@ def _as_one_batch(
     return run(x.flatten(0, 1), weight).unflatten(0, x.shape[:2]), 0
 
 
-def _convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
     if _is_one_product(x, weight, geometry):
-        return _images(weight.flatten(1) @ _columns(x), x)
-    return aten.convolution(x, weight, None, *geometry)
+        product = weight.flatten(1) @ _columns(x)
+        return _images(product if bias is None else product.add_(bias[:, None]), x)
+    return aten.convolution(x, weight, bias, *geometry)
 
 
 def _transpose(gradient: Tensor, weight: Tensor, shape: Sequence[int], geometry: Geometry) -> Tensor:

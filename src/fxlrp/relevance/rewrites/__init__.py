@@ -16,9 +16,12 @@ from ...values import on_the_cpu
 from .cheaper_functions import use_cheaper_functions
 from .constant_params import modify_constants_once
 from .emitted import Emitted
+from .fewest_products import compute_fewest_products
 from .known_branches import leave_out_known_branches
 from .positive_products import share_positive_products
 from .scale_outside import keep_scale_outside
+from .shut_units import leave_out_shut_units
+from .side_by_side import transpose_side_by_side
 from .winners import keep_winners_of_max_pooling
 
 __all__ = ["REWRITES", "Emitted", "optimize", "prepare", "rewrites_of"]
@@ -26,6 +29,9 @@ __all__ = ["REWRITES", "Emitted", "optimize", "prepare", "rewrites_of"]
 REWRITES: dict[str, Callable[[Emitted], None]] = {
     "known_branches": leave_out_known_branches,
     "positive_products": share_positive_products,
+    "shut_units": leave_out_shut_units,
+    "fewest_products": compute_fewest_products,
+    "side_by_side": transpose_side_by_side,
     "cheaper_functions": use_cheaper_functions,
     "constant_params": modify_constants_once,
     "scale_outside": keep_scale_outside,

@@ -32,6 +32,8 @@ class Branch:
         Whether the modifier changes nothing there.
     zero_input : bool
         Whether the modified input is zero, of an op that is affine.
+    reads_output : bool
+        Whether the rule's mapper goes by the output of this branch.
     reads_gradient : bool
         Whether the rule's reducer reads the gradient of this branch.
     rectified : sequence of str
@@ -47,6 +49,7 @@ class Branch:
     keeps_params: bool = False
     keeps_output: bool = False
     zero_input: bool = False
+    reads_output: bool = True
     reads_gradient: bool = True
     rectified: Sequence[str] = ()
     bound: Mapping[str, Tensor] | None = None
