@@ -35,14 +35,14 @@ class Mixed(nn.Module):
         self.stem, self.norm = nn.Conv2d(2, 16, 3, padding=1), nn.BatchNorm2d(16)
         self.inner, self.inner_norm = nn.Conv2d(16, 16, 3, padding=1, groups=2), nn.BatchNorm2d(16)
         self.wide, self.wide_norm = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
-        self.after = nn.BatchNorm2d(16)
+        self.pre, self.after = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
         self.up = nn.ConvTranspose2d(16, 4, 2, stride=2)
         self.up_norm, self.head = nn.BatchNorm2d(4), nn.Linear(16, 3)
 
     def forward(self, x):
         x = F.max_pool2d(self.norm(self.stem(x)).relu(), 2)
         x = self.after(x + self.inner_norm(self.inner(self.wide_norm(self.wide(x)).relu())))
-        x = x + F.silu(self.wide(x))
+        x = x + F.silu(self.wide(x)) + self.inner(self.pre(x).relu())
         x = self.up_norm(self.up(x))
         return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))
 
@@ -78,6 +78,7 @@ def case():
     """A model and an input. All twins have the model itself, and one capture of it."""
     torch.manual_seed(0)
     model, x = trained(Mixed()).eval(), torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    model.pre.weight.data.abs_()
     captured = capture(model, (x,), keep=canonizers.reads())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fxlrp.twin, "snapshot", lambda model: model)

@@ -18,6 +18,7 @@ from .constant_params import modify_constants_once
 from .emitted import Emitted
 from .fewest_products import compute_fewest_products
 from .known_branches import leave_out_known_branches
+from .one_sided import clip_on_one_side
 from .positive_products import share_positive_products
 from .scale_outside import keep_scale_outside
 from .shut_units import leave_out_shut_units
@@ -39,7 +40,10 @@ REWRITES: dict[str, Callable[[Emitted], None]] = {
 """The rewrites by name, in their order."""
 
 
-FORWARD: dict[str, Callable[[fx.GraphModule], None]] = {"max_pool_winners": keep_winners_of_max_pooling}
+FORWARD: dict[str, Callable[[fx.GraphModule], None]] = {
+    "max_pool_winners": keep_winners_of_max_pooling,
+    "one_sided_clips": clip_on_one_side,
+}
 """Those that change the forward pass, so that it gives out what the relevance pass would find again."""
 
 
