@@ -11,8 +11,10 @@ from .emitted import Emitted
 
 __all__ = ["compute_fewest_products"]
 
-FEWEST_INPUTS = 64
-"""Of fewer inputs, a difference of two sums may be all rounding: there each is computed."""
+FEWEST_INPUTS = 16
+"""Of fewer inputs (depthwise layers), a difference of two sums may be all rounding: there each is computed.
+
+In float32, the error of alpha2-beta1 on MobileNetV2 was 6.6 times that of computing each, without this bound."""
 
 
 def compute_fewest_products(emitted: Emitted) -> None:
