@@ -12,6 +12,7 @@ from torch import fx
 
 from ...given import check_choice
 from ...graph import drop_dead_code
+from ...rules.zennit.memory import remembering
 from ...values import on_the_cpu
 from .cheaper_functions import use_cheaper_functions
 from .constant_params import modify_constants_once
@@ -73,6 +74,7 @@ def prepare(canonical: fx.GraphModule, names: Collection[str]) -> None:
 @on_the_cpu
 def optimize(emitted: Emitted, names: Collection[str]) -> None:
     """Run the rewrites of these names on an emitted pass, in place."""
-    for name, rewrite in REWRITES.items():
-        if name in names:
-            rewrite(emitted)
+    with remembering():
+        for name, rewrite in REWRITES.items():
+            if name in names:
+                rewrite(emitted)

@@ -16,7 +16,7 @@ from ...values import may_look_at
 from ..base import Account, Refused, Rule, Site
 from . import probe
 from .account import Evaluated, account_of, expected_of
-from .branch import Branch, Mapper, branches_of, check_params, modified_params
+from .branch import Branch, Mapper, Modifying, branches_of, check_params, modified_params
 from .reading import Reading, reading_of
 from .spelled import spelled
 from .stabilizer import quickened
@@ -91,7 +91,7 @@ class BasicRule(Rule):
 
     def modifying(self, branch: Branch, site: Site) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         """How a branch modifies the parameters of the op at a site."""
-        return lambda params: modified_params(branch.param_modifier, params, list(site.op.params))
+        return Modifying(branch.param_modifier, tuple(site.op.params))
 
     @property
     def keeps_params(self) -> bool:

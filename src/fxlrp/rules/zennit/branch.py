@@ -11,7 +11,17 @@ from zennit.core import BasicHook, ParamMod, zero_wrap
 
 from ...errors import RuleError
 
-__all__ = ["Branch", "Mapper", "Modifier", "ParamModifier", "Reducer", "branches_of", "check_params", "modified_params"]
+__all__ = [
+    "Branch",
+    "Mapper",
+    "Modifier",
+    "Modifying",
+    "ParamModifier",
+    "Reducer",
+    "branches_of",
+    "check_params",
+    "modified_params",
+]
 
 Modifier = Callable[[Tensor], Tensor]
 ParamModifier = ParamMod | Callable[[Tensor, str], Tensor]
@@ -115,6 +125,17 @@ def modified_params(modifier: ParamModifier, params: Mapping[str, Tensor], names
     keys = _keys(mod, params, names)
     modify = zero_wrap(mod.zero_params or [])(mod.modifier)
     return dict(params) | {key: modify(params[key], key) for key in keys if key in params}
+
+
+@dataclass(frozen=True)
+class Modifying:
+    """How a modifier changes the parameters of an op that can have those of these names, see `modified_params`."""
+
+    modifier: ParamModifier
+    names: tuple[str, ...]
+
+    def __call__(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        return modified_params(self.modifier, params, self.names)
 
 
 def _keys(mod: ParamMod, params: Iterable[str], names: Sequence[str]) -> list[str]:

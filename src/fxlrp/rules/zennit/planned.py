@@ -169,7 +169,7 @@ def sided_branches(rule: BasicRule, site: Site) -> list[SidedBranch] | None:
         modify = rule.modifying(branch, site)
         at = sided(branch.input_modifier, site.input_shape, non_negative=site.non_negative)
         shapes = probe.small(site.param_shapes)
-        forms = {name: sided(probe.alone(modify, name), shape) for name, shape in shapes.items()}
+        forms = {name: sided(probe.Alone(modify, name), shape) for name, shape in shapes.items()}
         if at is None or None in forms.values():
             return None
         known = {name: form for name, form in forms.items() if form is not None}

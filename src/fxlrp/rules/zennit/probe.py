@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,9 +16,10 @@ from torch import Tensor
 from ...errors import RuleError
 from ...values import on_the_cpu
 from .branch import Mapper, Modifier, Reducer
+from .memory import remembered
 
 __all__ = [
-    "alone",
+    "Alone",
     "coefficients",
     "inputs",
     "is_identity",
@@ -73,16 +75,19 @@ def inputs(shape: Sequence[int], non_negative: bool) -> list[Tensor]:
     return [numbers(shape, non_negative=non_negative, seed=seed) for seed in _rounds([shape])]
 
 
+@remembered
 def is_identity(modifier: Modifier, shape: Sequence[int], *, non_negative: bool) -> bool:
     """Whether an input or output modifier changes nothing (on non-negative numbers, if ``non_negative``)."""
     return _agrees(modifier, lambda x: x, inputs(shape, non_negative))
 
 
+@remembered
 def is_zero(modifier: Modifier, shape: Sequence[int], *, non_negative: bool) -> bool:
     """Whether an input modifier gives zero (on non-negative numbers, if ``non_negative``)."""
     return _agrees(modifier, torch.zeros_like, inputs(shape, non_negative))
 
 
+@remembered
 def keeps_zero(modifier: Modifier, shape: Sequence[int]) -> bool:
     """Whether an input modifier gives zero for zero."""
     return _agrees(modifier, torch.zeros_like, [torch.zeros(tuple(shape), dtype=torch.float64)])
@@ -93,11 +98,18 @@ def small(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
     return {name: [min(size, _SMALL) for size in shape] for name, shape in shapes.items()}
 
 
-def alone(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], name: str) -> Modifier:
-    """How one of the parameters is modified, given by itself."""
-    return lambda param: modify({name: param})[name]
+@dataclass(frozen=True)
+class Alone:
+    """How one of an op's parameters is modified, given by itself."""
+
+    modify: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    name: str
+
+    def __call__(self, param: Tensor) -> Tensor:
+        return self.modify({self.name: param})[self.name]
 
 
+@remembered
 def keeps_params(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> bool:
     """Whether a parameter modifier changes none of the parameters of these names and ranks (tried on small ones)."""
     tried = small(shapes)
@@ -115,22 +127,26 @@ def keeps_params(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shape
     return True
 
 
+@remembered
 def is_relu(modifier: Modifier, shape: Sequence[int]) -> bool:
     """Whether an input modifier is a ReLU, however it is written."""
     return _agrees(modifier, torch.relu, inputs(shape, non_negative=False))
 
 
+@remembered
 def is_negative_part(modifier: Modifier, shape: Sequence[int]) -> bool:
     """Whether an input modifier keeps what is negative alone, however it is written."""
     return _agrees(modifier, lambda x: x.clamp(max=0), inputs(shape, non_negative=False))
 
 
+@remembered
 def rectified(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> list[str]:
     """The parameters on which a parameter modifier is a ReLU, however it is written (tried on small ones)."""
     tried = small(shapes).items()
-    return [name for name, shape in tried if _agrees(alone(modify, name), torch.relu, inputs(shape, False))]
+    return [name for name, shape in tried if _agrees(Alone(modify, name), torch.relu, inputs(shape, False))]
 
 
+@remembered
 def keeps_scale(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> bool:
     """Whether a parameter modifier commutes with positive factors of the weight, as a clamp does (tried on small)."""
     tried = small(shapes)
@@ -152,6 +168,7 @@ def keeps_scale(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes
     return True
 
 
+@remembered
 def reads_gradient(reducer: Reducer, count: int, index: int, zero_inputs: Sequence[int]) -> bool:
     """Whether a reducer's value depends on the gradient of branch `index`, where some branches' inputs are zero."""
     shape = (64,)
@@ -166,6 +183,7 @@ def reads_gradient(reducer: Reducer, count: int, index: int, zero_inputs: Sequen
         return True
 
 
+@remembered
 def shares_positive_products(
     modifiers: Sequence[Modifier],
     modify: Sequence[Callable[[dict[str, Tensor]], dict[str, Tensor]]],
@@ -200,6 +218,7 @@ def shares_positive_products(
     )
 
 
+@remembered
 @on_the_cpu
 def coefficients(reducer: Reducer, count: int) -> tuple[list[float], list[float]] | None:
     """The a and b of a reducer ``sum_i a_i x_i g_i + b_i g_i`` of `count` branches; None if it is not of this form."""

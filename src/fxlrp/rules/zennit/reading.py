@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...values import on_the_cpu
 from .branch import Mapper
+from .memory import remembered
 
 __all__ = ["Reading", "gradients", "reading_of", "tries"]
 
@@ -36,6 +37,7 @@ class Reading(NamedTuple):
     alike: tuple[tuple[tuple[int, float], ...], ...]
 
 
+@remembered
 @on_the_cpu
 def reading_of(
     mapper: Mapper, count: int, wanted: Collection[int], forward: Collection[int], *, shut: bool

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import probe
+from .memory import remembered
 
 __all__ = ["ALL", "NONE", "Sided", "sided"]
 
@@ -44,6 +45,7 @@ class Sided(NamedTuple):
 ALL, NONE = Sided(1.0, 1.0), Sided(0.0, 0.0)
 
 
+@remembered
 def sided(function: Callable[[Tensor], Tensor], shape: Sequence[int], *, non_negative: bool = False) -> Sided | None:
     """What a function is in this form, found out by trying it on numbers; None if it is not of it.
 

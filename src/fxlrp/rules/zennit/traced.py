@@ -13,6 +13,7 @@ from torch.fx.proxy import GraphAppendingTracer
 from zennit.core import Stabilizer
 
 from .branch import Mapper
+from .memory import remembered
 from .reading import gradients, tries
 from .stabilizer import stabilized, with_stabilizers
 
@@ -65,6 +66,7 @@ class TracedMapper:
         return found
 
 
+@remembered
 def traced(
     mapper: Mapper,
     count: int,
