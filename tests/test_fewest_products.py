@@ -159,6 +159,39 @@ def test_a_mapper_that_cannot_be_followed_is_called(mapper):
     assert traced(mapper, 1, [0], [0], [], shut=False) is None
 
 
+def test_what_is_found_out_is_remembered_while_a_pass_is_written_and_no_longer():
+    """A modifier may hold a number that is changed later."""
+    slope, asked = [0.3], []
+
+    def leaky(param, name):
+        asked.append(name)
+        return nn.functional.leaky_relu(param, slope[0])
+
+    rule = BasicHook(
+        input_modifiers=[lambda x: x],
+        param_modifiers=[leaky],
+        output_modifiers=[lambda z: z],
+        gradient_mapper=lambda r, o: [r / Stabilizer(0.1)(o[0])],
+        reducer=lambda inputs, gradients: inputs[0] * gradients[0],
+    )
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 1), nn.ReLU()) for _ in range(6)]
+    x = torch.randn(2, WIDTH, 4, 4, dtype=torch.float64)
+    models = [trained(nn.Sequential(*layers[:count], nn.Flatten())).eval() for count in (2, 6)]
+    counts = []
+    for model in models:
+        asked.clear()
+        twin_of(model, rule, example_inputs=x)
+        counts.append(len(asked))
+    # Each layer's parameters are modified once; the rest is found out once, however many layers there are.
+    assert counts[1] - counts[0] <= 4 * 2
+    before = twin_of(models[1], rule)(x, 0).relevance
+    slope[0] = 0.9
+    found, plain = twin_of(models[1], rule)(x, 0), twin_of(models[1], rule, optimize=False)(x, 0)
+    assert relative(found.relevance, plain.relevance) < 1e-11
+    assert relative(found.relevance, before) > 1e-3
+
+
 class Branching(nn.Module):
     """A ReLU whose value has another reader: a layer (of this rule), or the output."""
 
