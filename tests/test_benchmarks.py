@@ -46,6 +46,7 @@ def test_each_script_is_run_or_listed():
 @pytest.mark.parametrize("name", [*SMALLEST, "peers/run.py"])
 def test_help(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.syspath_prepend(FOLDER)
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(FOLDER / name), run_name="__main__")
     assert left.value.code == 0

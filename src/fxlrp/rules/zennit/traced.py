@@ -88,7 +88,9 @@ def traced(
         The branches whose gradient is wanted.
     given : collection of int
         The branches whose output it is given; in the others' place, zero.
-    forward, shut
+    forward : collection of int
+        As of `fxlrp.rules.zennit.reading.reading_of`.
+    shut : bool
         As of `fxlrp.rules.zennit.reading.reading_of`.
     """
     try:
