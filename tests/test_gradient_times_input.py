@@ -170,6 +170,9 @@ SPELLINGS = {
     "an affine map of each pixel": lambda m, x: x * m.embedding + m.embedding.flip(3),
     "one map, read by another and by itself": two_readers,
     "twice": lambda m, x: ((x - m.mean) / m.std + m.embedding) * 3 - 1,
+    "tensors made in the forward pass": lambda m, x: (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD)[0],
+    "numbers of a lower precision": lambda m, x: (x - m.mean.float()) / m.std.float(),
+    "for each sample": lambda m, x: (x * torch.arange(1.0, 3.0).view(2, 1, 1, 1)) - m.mean,
 }
 
 
@@ -339,6 +342,23 @@ def test_a_constant_behind_a_layer_of_any_shape(shape):
     torch.manual_seed(0)
     x = image(2, *image_shape) - 0.5
     assert_is_one_layer(Added(BEHIND["added"], make(), shape, x), x)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 4, 3, 3)])
+def test_a_constant_for_each_sample(shape):
+    """It is a bias of that sample's: what stands in one tensor with it changes nothing."""
+    make, image_shape, _ = LAYERS["convolution"]
+    torch.manual_seed(0)
+    x = image(2, *image_shape) - 0.5
+    model = Added(BEHIND["added"], make(), shape, x)
+    constants = model.constant.detach().split(1)
+    for name, rule in ONE_LAYER.items():
+        composite = LayerMapComposite([(Linear, rule), (Activation, Pass())])
+        model.constant = nn.Parameter(torch.cat(constants))
+        found = fxlrp.explain(model, x, 1, composite).relevance
+        for sample, constant, ours in zip(x.split(1), constants, found.split(1), strict=True):
+            model.constant = nn.Parameter(constant)
+            assert relative(ours, fxlrp.explain(model, sample, 1, composite).relevance) <= 1e-12, name
 
 
 @pytest.mark.parametrize("around", AROUND)
