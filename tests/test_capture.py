@@ -95,7 +95,7 @@ class BatchNormTwice(Net):
 
 class DeadCode(Net):
     def body(self, x):
-        self.conv2(x).exp().sum()
+        self.bn(self.conv2(x)).exp().sum()
         return x + 0.5 * torch.ones_like(x)
 
 
@@ -120,6 +120,12 @@ class Shuffle(Net):
         x = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
         left, right = x.chunk(2, 1)
         return torch.cat([right, self.conv2(x)[:, :2] + left], 1)
+
+
+class ShiftsFlatPixels(Net):
+    def body(self, x):
+        y = self.conv2(x).flatten(2)
+        return self.relu((y - torch.linspace(0, 1, y.shape[2])).unflatten(2, x.shape[2:]))
 
 
 class PadSame(Net):
