@@ -550,8 +550,18 @@ def test_welford_in_any_batches():
     one = Welford()
     for part in values.split([1, 0, 7, 30, 12]):
         one.add(part)
+    one.merge(Welford())
     close(one.mean, values.mean(0))
     torch.testing.assert_close(one.deviation, values.std(0), rtol=1e-9, atol=0)
+
+
+def test_welford_of_nothing():
+    """As a process has it that had no image of some kind."""
+    none, values = Welford(), torch.tensor([[1.0], [3.0]])
+    none.merge(Welford())
+    assert none.count == 0
+    none.add(values)
+    close(none.mean, values.double().mean(0))
 
 
 def test_ranges_have_limits():

@@ -87,6 +87,12 @@ def test_the_error_names_the_op_and_its_place(registered):
         fxlrp.convert(Model(lambda x: torch.xlogy(x, 2 * x)), "epsilon_plus")(X.abs(), 1)
 
 
+def test_a_rule_without_propagate(registered):
+    registered(aten.digamma.default, default=lambda node, slots: rules.Rule())
+    with pytest.raises(errors.RuleError, match=r"cannot be the rule of aten\.digamma.*: it has no method 'propagate'"):
+        fxlrp.convert(Model(torch.digamma), None)(X.abs(), 1)
+
+
 @pytest.mark.parametrize("trainable", [False, True])
 def test_it_is_looked_at_in_every_way_that_it_runs(trainable, registered):
     registered(aten.digamma.default, default=lambda node, slots: Gives(lambda found: [found[0][..., :1]]))
