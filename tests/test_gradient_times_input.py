@@ -18,6 +18,7 @@ from zennit.rules import Epsilon, Gamma, Norm, Pass
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 import fxlrp
+from fxlrp.errors import UnsupportedOpError
 from fxlrp.testing.assertions import relative, zennit_relevance
 from fxlrp.weights import settled, trained
 
@@ -106,6 +107,28 @@ def test_batch_norms_in_front_of_relus(seed):
 def test_a_densenet():
     model, x = torchvision.models.DenseNet(8, (2, 2), 16, num_classes=5), image(2, 3, 32, 32)
     assert_is_gradient_times_input(settled(trained(model).eval(), x), x, tolerance=1e-5)
+
+
+class OfNorms(nn.Module):
+    """Reads the norms of a layer's values, which are homogeneous of degree one."""
+
+    def __init__(self, order: float) -> None:
+        super().__init__()
+        self.first, self.head, self.order = nn.Linear(4, 12), nn.Linear(3, 2), order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.linalg.vector_norm(self.first(x).unflatten(1, (3, 4)), self.order, 2))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3.5, float("inf")])
+def test_a_norm(order):
+    torch.manual_seed(0)
+    assert_is_gradient_times_input(trained(OfNorms(order)).eval(), image(2, 4) - 0.5, tolerance=1e-5)
+
+
+def test_a_number_of_values_has_no_rule():
+    with pytest.raises(UnsupportedOpError, match=r"no rule for aten.linalg_vector_norm.default"):
+        fxlrp.explain(trained(OfNorms(0)).eval(), image(2, 4))
 
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
