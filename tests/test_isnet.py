@@ -147,6 +147,16 @@ def test_original_maps_each_logit(model, x):
         close(heatmaps[:, k], slow.epsilon(slow.logits * torch.eye(4)[k].double()))
 
 
+@pytest.mark.parametrize("variant", variants.VARIANTS)
+def test_what_moves_the_logits_about_has_no_part_in_it(variant, model, x):
+    """The rule of the last layer is that layer's, whatever lies behind it."""
+    found = []
+    for network in (model, nn.Sequential(model, nn.Unflatten(1, (2, 2)), nn.Flatten())):
+        torch.manual_seed(0)
+        found.append(fxlrp.ISNet(network, variant, EPS)(x).heatmaps["input"])
+    close(*found)
+
+
 def test_original_in_chunks_is_the_same_with_its_gradients(model, x):
     found = []
     for chunk_size in (None, 1, 3):

@@ -31,6 +31,7 @@ from fxlrp.testing import (
     rules,
     trained,
 )
+from fxlrp.testing.strategies import modules
 
 DRAW = settings(
     max_examples=150,
@@ -76,6 +77,37 @@ def test_networks_hold_every_kind_of_block():
     wanted = {*wanted.split(), "Concat", "Split", "Reused", "LayerScale", "Dropout", "Functional", "groups", "dilation"}
     wanted |= {"same", "padding zeros", "padding reflect", "padding replicate", "padding circular"}
     assert {kind for kind, count in kinds.items() if count >= 2} >= wanted
+
+
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        (modules.Functional(torch.clamp, min=0), "Functional(clamp, min=0)"),
+        (modules.LayerScale(3, 2), "LayerScale(3, dims=2)"),
+        (modules.FrozenBatchNorm(4), "FrozenBatchNorm(4)"),
+        (
+            modules.PadsItself((1, 0), nn.Conv1d(4, 6, 3, stride=2, groups=2)),
+            "PadsItself(pad=(1, 0), weight=(6, 2, 3), stride=(2,), dilation=(1,), groups=2)",
+        ),
+        (modules.Residual(nn.ReLU(), "y += x"), "Residual(\n  y += x\n  (block): ReLU()\n)"),
+        (
+            modules.Network(nn.ReLU(), input_shape=(3, 4), seed=5, norm_weights="drawn"),
+            "Network(\n  input_shape=(3, 4), seed=5, norm_weights='drawn'\n  (0): ReLU()\n)",
+        ),
+    ],
+)
+def test_what_a_failing_example_is_made_of_is_printed(module, text):
+    assert repr(module) == text
+
+
+def test_without_biases_there_are_no_live_statistics():
+    @settings(DRAW, max_examples=1)
+    @given(networks(biases=False, live_statistics=True))
+    def draw(model):
+        pytest.fail("there is one")
+
+    with pytest.raises(ValueError, match="networks without biases have no live statistics"):
+        draw()
 
 
 def test_networks_without_biases():
