@@ -151,12 +151,25 @@ def test_same_function():
         AssertionError, match=r"differ by .*first op whose value differs is '_3': aten.conv2d.* in module '3'"
     ):
         assert_same_function(model, other, X)
+    with pytest.raises(AssertionError, match=r"differ by .*first op whose value differs is '_3': aten.conv2d"):
+        assert_same_function(fxlrp.canonize(other, X), model, X)
+    with pytest.raises(AssertionError, match=r"differ by .*; every op that both have under one name has the same"):
+        assert_same_function(model, nn.Sequential(other), X)
     other = nn.Sequential(*small(), nn.Flatten())
     other[6].weight.data[0] = float("nan")
     with pytest.raises(AssertionError, match=r"differ by nan .*'_6'"):
         assert_same_function(model, other, X)
     with pytest.raises(AssertionError, match=r"shapes \(2, 3\) and \(2, 4, 5, 5\)"):
         assert_same_function(model, small()[:1], X)
+
+
+def test_of_what_cannot_be_captured_no_op_is_named():
+    class Choosing(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else 2 * x
+
+    with pytest.raises(AssertionError, match=r"differ by .* \(allowed: 1e-09\)$"):
+        assert_same_function(Choosing(), nn.Tanh(), torch.ones(2, 3))
 
 
 def test_conserves(monkeypatch):
@@ -246,6 +259,29 @@ def test_the_module_is_named_by_what_zennit_does_there(monkeypatch, branching, p
     monkeypatch.setattr(assertions, "_recorded", recorded)
     with pytest.raises(AssertionError, match=rf"whose input's relevance differs is '{place}'"):
         assert_matches_zennit(branching, with_every_kind(), X, 1)
+
+
+class Positions(nn.Module):
+    """Adds embeddings of numbers to what a layer makes of the input; and a module that does nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.nothing, self.last = nn.Conv1d(6, 6, 1), nn.Identity(), nn.Linear(24, 3)
+        self.of_position, self.sum = nn.Embedding(6, 4), Sum(-1)
+
+    def forward(self, x):
+        shift = self.of_position(torch.arange(6)).expand(len(x), -1, -1)
+        return self.nothing(self.last(self.sum(torch.stack([self.first(x), shift], -1)).flatten(1)))
+
+
+def test_modules_that_relevance_does_not_go_through(monkeypatch):
+    torch.manual_seed(0)
+    model, x = trained(Positions()).eval(), torch.randn(2, 6, 4, dtype=torch.float64)
+    composite = LayerMapComposite([(Linear, zr.Epsilon(0.1)), (Sum, zr.Norm())])
+    assert_matches_zennit(model, composite, x, 1)
+    break_sign(monkeypatch)
+    with pytest.raises(AssertionError, match="whose input's relevance differs is 'last'"):
+        assert_matches_zennit(model, composite, x, 1)
 
 
 FACTORIES = """
