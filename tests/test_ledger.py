@@ -91,6 +91,31 @@ def test_other_stabilizers(stabilizer):
     assert row.leak < 1e-13
 
 
+def over_exponentials(stabilizer):
+    return lambda r, outputs: [r / stabilizer(outputs[0].exp())]
+
+
+@pytest.mark.parametrize(
+    "mapper",
+    [
+        lambda r, outputs: [r.tanh()],
+        lambda r, outputs: [r / (outputs[0].abs() + 1)],
+        over_exponentials(Stabilizer(0.1)),
+    ],
+    ids=["no quotient", "no stabilizer", "another denominator"],
+)
+def test_what_a_rule_without_shares_of_its_output_drops_is_its_definitions(mapper):
+    layer, x, seed = trained(nn.Linear(5, 3)), rand(4, 5), rand(4, 3)
+    rule = BasicHook(
+        [lambda x: x], [zr.NoMod()], [lambda z: z], mapper, lambda inputs, gradients: inputs[0] * gradients[0]
+    )
+    row = row_of(ledger_of(nn.Sequential(layer), x, composite_of(rule), seed), "0")
+    (mapped,) = mapper(seed, [layer(x)])
+    assert row.definition == pytest.approx((seed.sum() - (x * (mapped @ layer.weight)).sum()).item(), rel=1e-9)
+    assert (row.bias, row.stabilizer) == (0, 0)
+    assert row.leak < 1e-13
+
+
 def test_the_worked_example_of_one_sided_alpha_beta():
     """With no negative contribution, alpha - beta = 1 is not kept: beta's share was taken off nothing, and is added."""
     layer = nn.Linear(2, 1, bias=False)

@@ -62,7 +62,7 @@ class _Convolution(torch.autograd.Function):
         return of_x, of_weight, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int | None]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         x, weight, geometry = args
         return _as_one_batch(lambda x, w: _Convolution.apply(x, w, geometry), x, weight, in_dims, info.batch_size)
 
@@ -85,7 +85,7 @@ class _Transpose(torch.autograd.Function):
         return of_gradient, of_weight, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int | None]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         gradient, weight, shape, geometry = args
         run = lambda x, w: _Transpose.apply(x, w, (x.shape[0], *shape[1:]), geometry)
         return _as_one_batch(run, gradient, weight, in_dims, info.batch_size)
@@ -93,14 +93,14 @@ class _Transpose(torch.autograd.Function):
 
 def _as_one_batch(
     run: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, in_dims: tuple[int | None, ...], size: int
-) -> tuple[Tensor, int | None]:
+) -> tuple[Tensor, int]:
     """A map over several inputs as one batch: the derivative along the weight is not taken for each of them."""
     of_x, of_weight = in_dims[:2]
     if of_weight is not None:
         inputs = [x] * size if of_x is None else x.unbind(of_x)
         return torch.stack([run(each, w) for each, w in zip(inputs, weight.unbind(of_weight), strict=True)]), 0
-    if of_x is None:
-        return run(x, weight), None
+    # One of the two is mapped over, or this was not called.
+    assert of_x is not None
     x = x.movedim(of_x, 0)
     return run(x.flatten(0, 1), weight).unflatten(0, x.shape[:2]), 0
 

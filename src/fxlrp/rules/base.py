@@ -167,8 +167,13 @@ class Rule:
         -------
         sequence of Tensor
             One for each input, of its shape.
+
+        Raises
+        ------
+        Refused
+            If it is not overridden.
         """
-        raise NotImplementedError
+        raise Refused("it has no method 'propagate', which gives relevance of each input")
 
     def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """What does not go to the inputs, and why, for the ledger (`fxlrp.audit`).
