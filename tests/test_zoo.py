@@ -25,7 +25,7 @@ from fxlrp.cli import main
 from fxlrp.graph import call
 from fxlrp.weights import settled, trained
 from fxlrp.zoo import sweep
-from fxlrp.zoo.catalogue import CLASSES, LIBRARIES
+from fxlrp.zoo.catalogue import CLASSES, LIBRARIES, _Timm
 from fxlrp.zoo.sweep import table
 
 X = torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -164,7 +164,7 @@ def test_names():
         zoo.names("keras")
 
 
-def test_thechosen():
+def test_the_chosen():
     models = ["vit_base_patch16_224", "resnet18", "vit_tiny_patch16_224", "regnety_002", "vit_giant_patch14_224"]
     chosen = LIBRARIES["timm"].chosen
     assert chosen(models, iter) == ["vit_tiny_patch16_224", "resnet18", "regnety_002"]
@@ -173,7 +173,7 @@ def test_thechosen():
 
 def test_a_model_that_looks_at_its_values_is_the_last_of_its_family(monkeypatch):
     """None can be made without any, to count its parameters."""
-    library = LIBRARIES["timm"]
+    library = _Timm()
     plain = library.make
     monkeypatch.setattr(library, "make", lambda name: 1 / 0 if name == "vit_tiny_patch16_224" else plain(name))
     assert library.chosen(["vit_tiny_patch16_224", "vit_small_patch16_224"], iter) == ["vit_small_patch16_224"]

@@ -7,7 +7,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -192,7 +192,8 @@ class _Timm(_Library):
 
         own = timm.get_pretrained_cfg(name, allow_unregistered=True)
         sized = size is not None and own is not None and own.fixed_input_size
-        return timm.create_model(name, num_classes=CLASSES, **({"img_size": size} if sized else {}))
+        options: dict[str, Any] = {"img_size": size} if sized else {}
+        return timm.create_model(name, num_classes=CLASSES, **options)
 
     def chosen(self, found: list[str], progress: Progress) -> list[str]:
         """The smallest of each family, by the number of parameters, which is had without making any."""
