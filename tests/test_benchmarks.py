@@ -17,6 +17,7 @@ SMALLEST = {
     "default_composite.py": "epsilon_plus --photographs 1",
     "heatmap.py": "resnet18 --batch 1 --size 32 --rounds 1",
     "isnet.py": "resnet18 --batch 2 --size 32 --rounds 1",
+    "operations.py": "resnet50 --size 64",
     "zoo.py": "torchvision:squeezenet1_1 --kept kept.json -o zoo.md",
 }
 QUICK = ("zoo.py",)
@@ -32,6 +33,7 @@ A_ROW = {
     "default_composite.py": "| epsilon_plus |",
     "heatmap.py": "| epsilon-plus |",
     "isnet.py": "| selective |",
+    "operations.py": "| resnet50 | gamma |",
     "zoo.py": "| torchvision:squeezenet1_1 |",
 }
 """Of the table that each one writes."""
@@ -44,6 +46,7 @@ def test_each_script_is_run_or_listed():
 @pytest.mark.parametrize("name", [*SMALLEST, "peers/run.py"])
 def test_help(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
+    monkeypatch.syspath_prepend(FOLDER)
     with pytest.raises(SystemExit) as left:
         runpy.run_path(str(FOLDER / name), run_name="__main__")
     assert left.value.code == 0

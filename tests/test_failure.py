@@ -106,6 +106,11 @@ def test_transforms_in_the_model(transform):
     assert fxlrp.convert(model[1:], "epsilon_plus")(X).relevance.shape == X.shape
 
 
+def test_models_are_captured_before_torchvisions_transforms_are_imported(monkeypatch):
+    monkeypatch.delitem(sys.modules, "torchvision.transforms._functional_tensor")
+    assert fxlrp.convert(nn.Conv2d(3, 4, 3), None)(X.float()).relevance.shape == X.shape
+
+
 class Digamma(nn.Module):
     def forward(self, x):
         return torch.digamma(x)

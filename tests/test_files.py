@@ -2,11 +2,13 @@
 to write only after the work; and against names that are taken for markup."""
 
 import errno
+import importlib.util
 import io
 import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -224,6 +226,26 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(lock, "_lock", without)
     with pytest.warns(UserWarning, match=r"without locks \(No locks available\)"), alone_in(tmp_path):
         pass
+
+
+def test_on_windows_the_name_of_the_process_is_not_locked(tmp_path, monkeypatch):
+    """There, what one process has locked no other can read."""
+    locked = []
+
+    def locking(descriptor, mode, count):
+        locked.append((os.lseek(descriptor, 0, os.SEEK_CUR), mode, count))
+
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(locking=locking, LK_NBLCK="at once"))
+    as_on_windows = importlib.util.module_from_spec(importlib.util.find_spec("fxlrp.io.lock"))
+    as_on_windows.__spec__.loader.exec_module(as_on_windows)
+    with as_on_windows.alone_in(tmp_path):
+        text = (tmp_path / lock.LOCK).read_text()
+    ((start, mode, count),) = locked
+    assert text.startswith(f"process {os.getpid()} on ")
+    assert len(text) < start
+    assert (mode, count) == ("at once", 1)
+    assert names(tmp_path) == []
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -13,6 +13,7 @@ from zennit.types import Linear
 
 import fxlrp
 from fxlrp import errors, vocabulary
+from fxlrp.ops.derivative import pull_back
 
 
 @torch.library.custom_op("fxlrp_tests::scaled_square", mutates_args=())
@@ -126,6 +127,41 @@ def test_relevance_through_it_is_differentiated(name, several):
     parameters = [model.first.weight, model.scale, model.second.weight]
     for automatic, numeric in directional_derivatives(lambda: twin(x, seed).relevance.square().sum(), parameters):
         assert automatic == pytest.approx(numeric, rel=1e-5, abs=1e-7)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_relevance_through_it_within_a_transform_of_something_else(name):
+    model, x = Model(KINDS[name][0]).double(), torch.randn(5, 3).double()
+    twin = fxlrp.convert(model, COMPOSITE, unmatched="gradient")
+    expected, factors = twin(x, 1).relevance, torch.tensor([1.0, 2.0]).double()
+    found = torch.func.vmap(lambda factor: factor * twin(x, 1).relevance)(factors)
+    torch.testing.assert_close(found, factors.view(2, 1, 1) * expected, rtol=1e-10, atol=1e-10)
+
+
+class Breaks(torch.autograd.Function):
+    """Without `setup_context`; its derivative fails."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise RuntimeError("broken on the way back")
+
+
+def test_errors_of_an_ops_own_are_raised_as_they_are():
+    calls = []
+
+    def breaks(x):
+        calls.append(x)
+        raise RuntimeError("broken on the way there")
+
+    with pytest.raises(RuntimeError, match="broken on the way there"):
+        pull_back(breaks, torch.ones(2))
+    assert len(calls) == 1
+    with pytest.raises(RuntimeError, match=r"^broken on the way back"):
+        pull_back(Breaks.apply, torch.ones(2))[1](torch.ones(2))
 
 
 def test_a_registered_foreign_op_with_a_gradient_rule():

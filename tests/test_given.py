@@ -340,6 +340,8 @@ def test_outputs_that_are_none():
         fxlrp.convert(nested, output=lambda found: found)(X)
     with pytest.raises(errors.CaptureError, match=r"a key, an index, a function or None, not 1.5 \(float\)"):
         fxlrp.convert(nested, output=1.5)(X)
+    with pytest.raises(errors.CaptureError, match="returns a tuple of 2, in which there is no tensor to explain"):
+        fxlrp.convert(Several(lambda main, aux: (3, None)))(X)
     with pytest.raises(errors.CaptureError, match="has no 'logits': it is a tensor"):
         fxlrp.convert(net(), output="logits")(X)
 

@@ -18,6 +18,7 @@ from zennit.rules import Epsilon, Gamma, Norm, Pass
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 import fxlrp
+from fxlrp.errors import UnsupportedOpError
 from fxlrp.testing.assertions import relative, zennit_relevance
 from fxlrp.weights import settled, trained
 
@@ -108,6 +109,28 @@ def test_a_densenet():
     assert_is_gradient_times_input(settled(trained(model).eval(), x), x, tolerance=1e-5)
 
 
+class OfNorms(nn.Module):
+    """Reads the norms of a layer's values, which are homogeneous of degree one."""
+
+    def __init__(self, order: float) -> None:
+        super().__init__()
+        self.first, self.head, self.order = nn.Linear(4, 12), nn.Linear(3, 2), order
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.linalg.vector_norm(self.first(x).unflatten(1, (3, 4)), self.order, 2))
+
+
+@pytest.mark.parametrize("order", [1, 2, 3.5, float("inf")])
+def test_a_norm(order):
+    torch.manual_seed(0)
+    assert_is_gradient_times_input(trained(OfNorms(order)).eval(), image(2, 4) - 0.5, tolerance=1e-5)
+
+
+def test_a_number_of_values_has_no_rule():
+    with pytest.raises(UnsupportedOpError, match=r"no rule for aten.linalg_vector_norm.default"):
+        fxlrp.explain(trained(OfNorms(0)).eval(), image(2, 4))
+
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -170,6 +193,9 @@ SPELLINGS = {
     "an affine map of each pixel": lambda m, x: x * m.embedding + m.embedding.flip(3),
     "one map, read by another and by itself": two_readers,
     "twice": lambda m, x: ((x - m.mean) / m.std + m.embedding) * 3 - 1,
+    "tensors made in the forward pass": lambda m, x: (x - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD)[0],
+    "numbers of a lower precision": lambda m, x: (x - m.mean.float()) / m.std.float(),
+    "for each sample": lambda m, x: (x * torch.arange(1.0, 3.0).view(2, 1, 1, 1)) - m.mean,
 }
 
 
@@ -339,6 +365,23 @@ def test_a_constant_behind_a_layer_of_any_shape(shape):
     torch.manual_seed(0)
     x = image(2, *image_shape) - 0.5
     assert_is_one_layer(Added(BEHIND["added"], make(), shape, x), x)
+
+
+@pytest.mark.parametrize("shape", [(2, 1, 1, 1), (2, 4, 3, 3)])
+def test_a_constant_for_each_sample(shape):
+    """It is a bias of that sample's: what stands in one tensor with it changes nothing."""
+    make, image_shape, _ = LAYERS["convolution"]
+    torch.manual_seed(0)
+    x = image(2, *image_shape) - 0.5
+    model = Added(BEHIND["added"], make(), shape, x)
+    constants = model.constant.detach().split(1)
+    for name, rule in ONE_LAYER.items():
+        composite = LayerMapComposite([(Linear, rule), (Activation, Pass())])
+        model.constant = nn.Parameter(torch.cat(constants))
+        found = fxlrp.explain(model, x, 1, composite).relevance
+        for sample, constant, ours in zip(x.split(1), constants, found.split(1), strict=True):
+            model.constant = nn.Parameter(constant)
+            assert relative(ours, fxlrp.explain(model, sample, 1, composite).relevance) <= 1e-12, name
 
 
 @pytest.mark.parametrize("around", AROUND)

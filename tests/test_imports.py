@@ -7,6 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+import fxlrp
+import fxlrp.testing
+
 
 def run(code: str, cwd: Path) -> str:
     done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=True)
@@ -29,6 +34,13 @@ for arguments in ([], *([command] for command in main.commands)):
 print(len(main.commands), "torch" in sys.modules)
 """
     assert run(code, tmp_path).endswith("5 False")
+
+
+@pytest.mark.parametrize("module", [fxlrp, fxlrp.testing], ids=lambda module: module.__name__)
+def test_what_is_public_is_listed_and_found(module):
+    assert set(module.__all__) <= set(dir(module))
+    assert all(hasattr(module, name) for name in module.__all__)
+    assert not hasattr(module, "nothing")
 
 
 SCRIPT = Path(__file__).parents[1] / "docs" / "import_graph.py"

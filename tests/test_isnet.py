@@ -147,6 +147,16 @@ def test_original_maps_each_logit(model, x):
         close(heatmaps[:, k], slow.epsilon(slow.logits * torch.eye(4)[k].double()))
 
 
+@pytest.mark.parametrize("variant", variants.VARIANTS)
+def test_what_moves_the_logits_about_has_no_part_in_it(variant, model, x):
+    """The rule of the last layer is that layer's, whatever lies behind it."""
+    found = []
+    for network in (model, nn.Sequential(model, nn.Unflatten(1, (2, 2)), nn.Flatten())):
+        torch.manual_seed(0)
+        found.append(fxlrp.ISNet(network, variant, EPS)(x).heatmaps["input"])
+    close(*found)
+
+
 def test_original_in_chunks_is_the_same_with_its_gradients(model, x):
     found = []
     for chunk_size in (None, 1, 3):
@@ -550,8 +560,18 @@ def test_welford_in_any_batches():
     one = Welford()
     for part in values.split([1, 0, 7, 30, 12]):
         one.add(part)
+    one.merge(Welford())
     close(one.mean, values.mean(0))
     torch.testing.assert_close(one.deviation, values.std(0), rtol=1e-9, atol=0)
+
+
+def test_welford_of_nothing():
+    """As a process has it that had no image of some kind."""
+    none, values = Welford(), torch.tensor([[1.0], [3.0]])
+    none.merge(Welford())
+    assert none.count == 0
+    none.add(values)
+    close(none.mean, values.double().mean(0))
 
 
 def test_ranges_have_limits():

@@ -287,6 +287,17 @@ def out_of(maps: int | None = None) -> fxlrp.isnet.ISNetOutput:
 
 
 LABELS, MASKS = torch.zeros(BATCH, dtype=torch.long), torch.ones(BATCH, 6, 6)
+
+
+class Twice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc, self.relu = nn.Linear(2, 2), nn.ReLU()
+
+    def forward(self, x):
+        return self.fc(self.relu(self.fc(self.relu(x))))
+
+
 WRONG = {
     "masks of another batch": (lambda: LOSS(out_of(), LABELS, MASKS[1:]), MaskError, "batch of 8"),
     "masks with a channel too many": (lambda: LOSS(out_of(), LABELS, torch.ones(BATCH, 2, 6, 6)), MaskError, "B, h, w"),
@@ -302,6 +313,13 @@ WRONG = {
     "first layer": (lambda: fxlrp.ISNet(Net(), first_layer="box"), VariantError, "zbox"),
     "epsilon": (lambda: fxlrp.ISNet(Net(), epsilon=0), VariantError, "positive"),
     "eta": (lambda: fxlrp.ISNet(Net(), eta="mean"), VariantError, "pairwise"),
+    "dual without gradients": (lambda: fxlrp.ISNet(Net(), "dual", flex=True), VariantError, "no z.* rule.*leave out"),
+    "first layer of gradients": (
+        lambda: fxlrp.ISNet(Net(), "gradient_input", first_layer="zbox"),
+        VariantError,
+        "not with gradients: leave one out",
+    ),
+    "first layer of LRP-Flex": (lambda: fxlrp.ISNet(Net(), flex=True, first_layer="zbox"), VariantError, "one out"),
     "chunk size": (lambda: fxlrp.ISNet(Net(), chunk_size=0), VariantError, "chunk_size"),
     "no model": (lambda: fxlrp.ISNet("resnet18"), InputError, "nn.Module"),
     "module path": (lambda: fxlrp.ISNet(Net(), deep_supervision=("bn3",)), ModulePathError, "bn1"),
@@ -326,6 +344,19 @@ WRONG = {
     "p": (lambda: fxlrp.ISNetLoss(p=1.5), VariantError, "p is 1.5"),
     "negative p": (lambda: fxlrp.ISNetLoss(p=-0.1), VariantError, "p is -0.1"),
     "d": (lambda: fxlrp.ISNetLoss(d=2), VariantError, "d is 2"),
+    "a module that is called twice": (
+        lambda: fxlrp.ISNet(Twice(), deep_supervision=("relu",))(torch.ones(BATCH, 2)),
+        ModulePathError,
+        "'relu' has 2 inputs, or is called several times",
+    ),
+    "no ISNet to calibrate": (lambda: fxlrp.calibrate(Net(), []), InputError, "takes an ISNet .* not a Net"),
+    "one image": (lambda: fxlrp.calibrate(fxlrp.ISNet(Net()), [torch.ones(1, 2, 6, 6)]), InputError, "two images"),
+    "no images": (lambda: fxlrp.calibrate(fxlrp.ISNet(Net()), []), InputError, "at least two images"),
+    "no relevance": (
+        lambda: fxlrp.calibrate(fxlrp.ISNet(Net().eval()), [torch.zeros(BATCH, 2, 6, 6)]),
+        VariantError,
+        "'input' has no range, its relevance vanishes or explodes: C1 = 0.0",
+    ),
     "batches of names": (lambda: fxlrp.calibrate(fxlrp.ISNet(Net()), [["a.png"]]), InputError, "tensor of images"),
 }
 

@@ -17,8 +17,8 @@ from zennit.types import Activation, AvgPool, BatchNorm, Linear
 import fxlrp
 from fxlrp import errors, ops, rules
 from fxlrp.relevance.emit import _Writer
-from fxlrp.relevance.rewrites import cheaper_functions
-from fxlrp.rules.zennit import basic
+from fxlrp.rules.zennit import stabilizer, traced
+from fxlrp.rules.zennit.planned import PlannedRule
 from fxlrp.testing import trained
 from fxlrp.vocabulary import Call, lookup
 
@@ -88,6 +88,31 @@ def test_other_stabilizers(stabilizer):
     z = layer(x)
     expected = (seed * (1 - z / stabilizer(z))).sum().item()
     assert row.stabilizer == pytest.approx(expected, rel=1e-9)
+    assert row.leak < 1e-13
+
+
+def over_exponentials(stabilizer):
+    return lambda r, outputs: [r / stabilizer(outputs[0].exp())]
+
+
+@pytest.mark.parametrize(
+    "mapper",
+    [
+        lambda r, outputs: [r.tanh()],
+        lambda r, outputs: [r / (outputs[0].abs() + 1)],
+        over_exponentials(Stabilizer(0.1)),
+    ],
+    ids=["no quotient", "no stabilizer", "another denominator"],
+)
+def test_what_a_rule_without_shares_of_its_output_drops_is_its_definitions(mapper):
+    layer, x, seed = trained(nn.Linear(5, 3)), rand(4, 5), rand(4, 3)
+    rule = BasicHook(
+        [lambda x: x], [zr.NoMod()], [lambda z: z], mapper, lambda inputs, gradients: inputs[0] * gradients[0]
+    )
+    row = row_of(ledger_of(nn.Sequential(layer), x, composite_of(rule), seed), "0")
+    (mapped,) = mapper(seed, [layer(x)])
+    assert row.definition == pytest.approx((seed.sum() - (x * (mapped @ layer.weight)).sum()).item(), rel=1e-9)
+    assert (row.bias, row.stabilizer) == (0, 0)
     assert row.leak < 1e-13
 
 
@@ -272,14 +297,13 @@ def test_gradient_methods(residual, hook):
 
 def break_bias(patch):
     """A rule that takes the forward's output without the bias for its denominator."""
-    plain = basic._value
+    plain = PlannedRule.propagate
 
-    def value(branch, at, output):
-        found, pull = plain(branch, at, output)
-        bias = at.op.at_zero(at) if at.op.at_zero is not None else None
-        return (found if bias is None or at.op is not lookup(aten.conv2d.default) else found - bias), pull
+    def propagate(self, call, output, relevance):
+        bias = call.op.at_zero(call) if call.op is lookup(aten.conv2d.default) else None
+        return plain(self, call, output if bias is None else output - bias, relevance)
 
-    patch.setattr(basic, "_value", value)
+    patch.setattr(PlannedRule, "propagate", propagate)
     return {"stem", "inner", "outer"}
 
 
@@ -297,7 +321,8 @@ def break_sign(patch):
 
 def break_stabilizer(patch):
     """A stabilizer that has no sign."""
-    patch.setattr(cheaper_functions, "quickened", lambda mapper: lambda r, outputs: [r / (o + 0.1) for o in outputs])
+    for module in (stabilizer, traced):
+        patch.setattr(module, "stabilized", lambda z, epsilon: z + 0.1)
     return {"stem", "inner", "outer", "head", "", "norm"}
 
 

@@ -86,8 +86,24 @@ class OutOfSight(WithoutJvp):
         return torch.from_numpy(3 * x.detach().numpy() ** 2 * gradient.detach().numpy())
 
 
-def call_of(target, x):
-    return Call(vocabulary.Op(), target, (x,), {}, [(0, None)])
+class RefusesGradients(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, *gradients):
+        raise RuntimeError("no second time")
+
+
+class NotTwice(WithoutJvp):
+    @staticmethod
+    def backward(ctx, *gradients):
+        return RefusesGradients.apply(slope_of_cube(ctx, *gradients))
+
+
+def call_of(target, x, op=None):
+    return Call(op or vocabulary.Op(), target, (x,), {}, [(0, None)])
 
 
 @pytest.mark.parametrize("target", [cubed, WithoutJvp.apply], ids=["custom_op", "autograd.Function"])
@@ -97,7 +113,11 @@ def test_a_derivative_needs_no_forward_derivative(target):
         torch.testing.assert_close(call_of(target, x).jvp([tangent]), 3 * x**2 * tangent, rtol=1e-14, atol=0.0)
 
 
-@pytest.mark.parametrize("target", [closed, Once.apply, OutOfSight.apply], ids=["custom_op", "once", "out of sight"])
+@pytest.mark.parametrize(
+    "target",
+    [closed, Once.apply, OutOfSight.apply, NotTwice.apply],
+    ids=["custom_op", "once", "out of sight", "not twice"],
+)
 def test_what_has_no_derivative_to_check_against_says_so(target):
     with pytest.raises(NoDerivative, match=r"derivative"):
         call_of(target, rand(3, 4)).jvp([rand(3, 4)])
@@ -108,6 +128,17 @@ def test_a_forward_derivative_will_do_as_well():
     x, tangent = rand(3, 4), rand(3, 4)
     call = call_of(torch.ops.aten.hardsigmoid.default, x)
     torch.testing.assert_close(call.jvp([tangent]), tangent * (x.abs() < 3) / 6, rtol=1e-7, atol=0.0)
+
+
+@torch.library.custom_op("fxlrp_tests::affine", mutates_args=())
+def affine(x: torch.Tensor) -> torch.Tensor:
+    return 3 * x + 1
+
+
+def test_what_is_linear_needs_no_derivative():
+    tangent = rand(3, 4)
+    found = call_of(affine, rand(3, 4), vocabulary.Op(linear=True)).jvp([tangent])
+    torch.testing.assert_close(found, 3 * tangent)
 
 
 class Custom(nn.Module):

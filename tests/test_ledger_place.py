@@ -105,14 +105,16 @@ def transposed_by(target, vjp):
 def propagated_by(kind, change, only=None):
     """A rule that changes what it hands on."""
 
-    def mutate(patch):
-        plain = kind.propagate
-
+    def changed(plain):
         def propagate(self, call, *args):
             found = plain(self, call, *args)
             return change(found) if only in (None, call.target) else found
 
-        patch.setattr(kind, "propagate", propagate)
+        return propagate
+
+    def mutate(patch):
+        for each in (kind, *kind.__subclasses__()):
+            patch.setattr(each, "propagate", changed(vars(each)["propagate"]))
 
     return mutate
 

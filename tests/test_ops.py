@@ -741,9 +741,12 @@ def test_what_is_left_out_is_left_out_and_no_more():
 
 
 def test_the_quick_stabilizer_is_zennits():
-    from fxlrp.rules.zennit.stabilizer import quickened
+    """But for a zero with a sign, which is a sum of nothing else: no relevance goes through it, whatever the sign."""
+    from fxlrp.rules.zennit.stabilizer import quickened, stabilized
 
-    z = torch.tensor([0.0, -0.0, 1e-300, -1e-300, 1e-7, -1e-7, 3.0, -torch.inf, 1e-6, -1e-6]).double()
+    assert stabilized(torch.tensor([-0.0, 0.0]), 1e-6).tolist() == pytest.approx([-1e-6, 1e-6])
+    values = [0.0, 1e-300, -1e-300, 1e-7, -1e-7, 3.0, -torch.inf, 1e-6, -1e-6]
+    z = torch.tensor(values, dtype=torch.float64)
     for rule in (Epsilon(1e-6), Norm(0.5)):
         mapper = rule.gradient_mapper
         quick = quickened(mapper)

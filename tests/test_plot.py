@@ -12,6 +12,7 @@ import fxlrp
 from fxlrp.errors import InputError, MissingExtraError
 from fxlrp.ledger import Ledger, Row
 from fxlrp.plot import Panel, clip, figure, flow, heatmap, save, write
+from fxlrp.plot.canvas import canvas
 from fxlrp.plot.groups import SHARES, flow_graph
 
 
@@ -311,4 +312,10 @@ def test_names_are_no_formulas(tmp_path, ending):
 def test_a_picture_is_written_where_it_was_wanted_or_not_at_all(tmp_path, name, words):
     with pytest.raises(InputError, match=words):
         save([[Panel("", torch.zeros(3, 4, 4))]], tmp_path / name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_picture_that_is_too_large(tmp_path):
+    with pytest.raises(InputError, match=r"^cannot write .*x\.png: Image size .* is too large"):
+        write(canvas(100_000, 0.01), tmp_path / "x.png")
     assert list(tmp_path.iterdir()) == []

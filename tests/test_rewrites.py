@@ -5,6 +5,8 @@ Guards against a rewrite that takes a branch for known which is not, and against
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import zennit.rules as zr
@@ -26,19 +28,21 @@ from fxlrp.testing.assertions import relative
 
 
 class Mixed(nn.Module):
-    """Layers behind a ReLU and not, scales that are left outside, a batch norm that stays, a pool, a sum."""
+    """Layers behind a ReLU and in front of one, scales that are left outside, a batch norm that stays, a pool, sums."""
 
     def __init__(self):
         super().__init__()
-        self.stem, self.norm = nn.Conv2d(2, 6, 3, padding=1), nn.BatchNorm2d(6)
-        self.inner, self.inner_norm = nn.Conv2d(6, 6, 3, padding=1, groups=2), nn.BatchNorm2d(6)
-        self.after = nn.BatchNorm2d(6)
-        self.up = nn.ConvTranspose2d(6, 4, 2, stride=2)
+        self.stem, self.norm = nn.Conv2d(2, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.inner, self.inner_norm = nn.Conv2d(16, 16, 3, padding=1, groups=2), nn.BatchNorm2d(16)
+        self.wide, self.wide_norm = nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16)
+        self.pre, self.after = nn.BatchNorm2d(16), nn.BatchNorm2d(16)
+        self.up = nn.ConvTranspose2d(16, 4, 2, stride=2)
         self.up_norm, self.head = nn.BatchNorm2d(4), nn.Linear(16, 3)
 
     def forward(self, x):
         x = F.max_pool2d(self.norm(self.stem(x)).relu(), 2)
-        x = self.after(x + self.inner_norm(self.inner(x)))
+        x = self.after(x + self.inner_norm(self.inner(self.wide_norm(self.wide(x)).relu())))
+        x = x + F.silu(self.wide(x)) + self.inner(self.pre(x).relu())
         x = self.up_norm(self.up(x))
         return self.head(F.adaptive_avg_pool2d(x, 2).flatten(1))
 
@@ -74,6 +78,7 @@ def case():
     """A model and an input. All twins have the model itself, and one capture of it."""
     torch.manual_seed(0)
     model, x = trained(Mixed()).eval(), torch.randn(3, 2, 8, 8, dtype=torch.float64)
+    model.pre.weight.data.abs_()
     captured = capture(model, (x,), keep=canonizers.reads())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fxlrp.twin, "snapshot", lambda model: model)
@@ -104,17 +109,21 @@ def test_relevance_and_its_gradients_are_the_same_without(case, name, trainable,
 
 
 def test_each_of_them_leaves_something_out(case):
-    """That is, none of the comparisons above is of a thing with itself."""
+    """That is, none of the comparisons above is of a thing with itself: each changes what those before it leave."""
     model, x = case
-    rule, codes = LayerMapComposite([(Linear, zr.ZPlus()), (BatchNorm, zr.ZPlus())]), {}
+    layers = [(Activation, zr.Pass()), (Sum, zr.Norm()), (BatchNorm, zr.ZPlus()), (nn.Linear, zr.AlphaBeta(2, 1))]
+    layers.append((Linear, zr.Gamma(0.25)))
+    every, codes = (*FORWARD, *REWRITES), {}
     for trainable in (False, True):
-        for names in ((), *((each,) for each in (*FORWARD, *REWRITES))):
-            twin = fxlrp.convert(model, rule, trainable=trainable, optimize=names, example_inputs=x)
+        for count in range(len(every) + 1):
+            twin = fxlrp.convert(
+                model, LayerMapComposite(layers), trainable=trainable, optimize=every[:count], example_inputs=x
+            )
             rules = [repr(vars(m.rule)) for m in twin.graph_module.modules() if hasattr(m, "rule")]
-            codes[trainable, names] = twin.code, [r.partition("hook")[2] for r in rules]
-    for each in (*FORWARD, *REWRITES):
-        assert any(codes[trainable, (each,)] != codes[trainable, ()] for trainable in (False, True)), each
-    assert "with_scale" not in codes[True, ()][0]
+            codes[trainable, count] = twin.code, [re.sub(r" at 0x[0-9a-f]+", "", rule) for rule in rules]
+    for count, each in enumerate(every):
+        assert any(codes[trainable, count] != codes[trainable, count + 1] for trainable in (False, True)), each
+    assert "with_scale" not in codes[True, 0][0]
 
 
 def test_an_unknown_rewrite(case):

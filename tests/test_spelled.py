@@ -145,3 +145,13 @@ def test_check_and_the_ledger_print_them_and_the_code_does_not():
     assert {row.rule for row in fxlrp.audit(twin, x).rows} == {*rules, "-"}
     assert "gamma" in twin.code
     assert "0.125" not in twin.code
+    assert "Gamma(0.125)" in str(twin.graph_module)
+
+
+def test_a_twin_and_an_isnet_show_their_settings():
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    twin, isnet = fxlrp.convert(model, "epsilon_plus", trainable=True), fxlrp.ISNet(model, "dual")
+    twin(torch.randn(2, 3))
+    assert str(twin).startswith("Twin(\n  composite=EpsilonPlus, trainable=True, captures=1\n")
+    assert str(isnet).startswith("ISNet(\n  variant=dual, deep_supervision=False\n")
+    assert "(0): Linear(in_features=3, out_features=4" in str(twin)

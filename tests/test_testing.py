@@ -31,6 +31,7 @@ from fxlrp.testing import (
     rules,
     trained,
 )
+from fxlrp.testing.strategies import modules
 
 DRAW = settings(
     max_examples=150,
@@ -78,6 +79,37 @@ def test_networks_hold_every_kind_of_block():
     assert {kind for kind, count in kinds.items() if count >= 2} >= wanted
 
 
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        (modules.Functional(torch.clamp, min=0), "Functional(clamp, min=0)"),
+        (modules.LayerScale(3, 2), "LayerScale(3, dims=2)"),
+        (modules.FrozenBatchNorm(4), "FrozenBatchNorm(4)"),
+        (
+            modules.PadsItself((1, 0), nn.Conv1d(4, 6, 3, stride=2, groups=2)),
+            "PadsItself(pad=(1, 0), weight=(6, 2, 3), stride=(2,), dilation=(1,), groups=2)",
+        ),
+        (modules.Residual(nn.ReLU(), "y += x"), "Residual(\n  y += x\n  (block): ReLU()\n)"),
+        (
+            modules.Network(nn.ReLU(), input_shape=(3, 4), seed=5, norm_weights="drawn"),
+            "Network(\n  input_shape=(3, 4), seed=5, norm_weights='drawn'\n  (0): ReLU()\n)",
+        ),
+    ],
+)
+def test_what_a_failing_example_is_made_of_is_printed(module, text):
+    assert repr(module) == text
+
+
+def test_without_biases_there_are_no_live_statistics():
+    @settings(DRAW, max_examples=1)
+    @given(networks(biases=False, live_statistics=True))
+    def draw(model):
+        pytest.fail("there is one")
+
+    with pytest.raises(ValueError, match="networks without biases have no live statistics"):
+        draw()
+
+
 def test_networks_without_biases():
     """Nothing but the weights: of a sample of zeros, the output is zero."""
 
@@ -119,12 +151,25 @@ def test_same_function():
         AssertionError, match=r"differ by .*first op whose value differs is '_3': aten.conv2d.* in module '3'"
     ):
         assert_same_function(model, other, X)
+    with pytest.raises(AssertionError, match=r"differ by .*first op whose value differs is '_3': aten.conv2d"):
+        assert_same_function(fxlrp.canonize(other, X), model, X)
+    with pytest.raises(AssertionError, match=r"differ by .*; every op that both have under one name has the same"):
+        assert_same_function(model, nn.Sequential(other), X)
     other = nn.Sequential(*small(), nn.Flatten())
     other[6].weight.data[0] = float("nan")
     with pytest.raises(AssertionError, match=r"differ by nan .*'_6'"):
         assert_same_function(model, other, X)
     with pytest.raises(AssertionError, match=r"shapes \(2, 3\) and \(2, 4, 5, 5\)"):
         assert_same_function(model, small()[:1], X)
+
+
+def test_of_what_cannot_be_captured_no_op_is_named():
+    class Choosing(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else 2 * x
+
+    with pytest.raises(AssertionError, match=r"differ by .* \(allowed: 1e-09\)$"):
+        assert_same_function(Choosing(), nn.Tanh(), torch.ones(2, 3))
 
 
 def test_conserves(monkeypatch):
@@ -214,6 +259,29 @@ def test_the_module_is_named_by_what_zennit_does_there(monkeypatch, branching, p
     monkeypatch.setattr(assertions, "_recorded", recorded)
     with pytest.raises(AssertionError, match=rf"whose input's relevance differs is '{place}'"):
         assert_matches_zennit(branching, with_every_kind(), X, 1)
+
+
+class Positions(nn.Module):
+    """Adds embeddings of numbers to what a layer makes of the input; and a module that does nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.nothing, self.last = nn.Conv1d(6, 6, 1), nn.Identity(), nn.Linear(24, 3)
+        self.of_position, self.sum = nn.Embedding(6, 4), Sum(-1)
+
+    def forward(self, x):
+        shift = self.of_position(torch.arange(6)).expand(len(x), -1, -1)
+        return self.nothing(self.last(self.sum(torch.stack([self.first(x), shift], -1)).flatten(1)))
+
+
+def test_modules_that_relevance_does_not_go_through(monkeypatch):
+    torch.manual_seed(0)
+    model, x = trained(Positions()).eval(), torch.randn(2, 6, 4, dtype=torch.float64)
+    composite = LayerMapComposite([(Linear, zr.Epsilon(0.1)), (Sum, zr.Norm())])
+    assert_matches_zennit(model, composite, x, 1)
+    break_sign(monkeypatch)
+    with pytest.raises(AssertionError, match="whose input's relevance differs is 'last'"):
+        assert_matches_zennit(model, composite, x, 1)
 
 
 FACTORIES = """

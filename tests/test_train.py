@@ -266,6 +266,22 @@ def test_an_interruption_changes_nothing(data, tmp_path, monkeypatch):
         assert {**mine, "seconds": ""} == {**theirs, "seconds": ""}
 
 
+def test_half_precision_goes_on_with_its_scale(data, tmp_path, monkeypatch):
+    scalers = []
+
+    def scaled(precision):
+        accelerator = accelerate.Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1)
+        scalers.append(accelerator.scaler)
+        return accelerator
+
+    monkeypatch.setattr("fxlrp.training.train._accelerator", scaled)
+    succeeds(run(data, tmp_path))
+    succeeds(run(data, tmp_path, epochs=2))
+    # It doubles with each of the two steps of an epoch.
+    assert [scaler.get_scale() for scaler in scalers] == [4 * 2**2, 4 * 2**4]
+
+
 def test_other_settings(data, trained):
     output, _ = trained
     fails(run(data, output, epochs=2, lr=0.02), "lr was 0.001, is 0.02", "--restart", "--output")

@@ -9,16 +9,19 @@ import functools
 
 import pytest
 import torch
+import torch.utils._pytree as pytree
 import zennit.rules as zr
 from torch import nn
 from zennit.composites import LayerMapComposite
-from zennit.core import BasicHook, Hook
+from zennit.core import BasicHook, Hook, stabilize
 from zennit.layer import Sum
+from zennit.types import Linear
 
 import fxlrp
 from fxlrp import errors, ops, rules, vocabulary
 from fxlrp.relevance.step import Step
 from fxlrp.rules import table
+from fxlrp.testing import trained
 
 aten = torch.ops.aten
 X = torch.randn(2, 3, dtype=torch.float64)
@@ -85,6 +88,12 @@ def test_the_error_names_the_op_and_its_place(registered):
     registered(aten.xlogy.Tensor, inputs=(0, 1), default=lambda node, slots: Gives(torch.stack))
     with pytest.raises(errors.RuleError, match=r"aten\.xlogy\.Tensor in the model's .*test_user_rules"):
         fxlrp.convert(Model(lambda x: torch.xlogy(x, 2 * x)), "epsilon_plus")(X.abs(), 1)
+
+
+def test_a_rule_without_propagate(registered):
+    registered(aten.digamma.default, default=lambda node, slots: rules.Rule())
+    with pytest.raises(errors.RuleError, match=r"cannot be the rule of aten\.digamma.*: it has no method 'propagate'"):
+        fxlrp.convert(Model(torch.digamma), None)(X.abs(), 1)
 
 
 @pytest.mark.parametrize("trainable", [False, True])
@@ -196,6 +205,60 @@ def test_what_a_hooks_backward_returns_fits(change, message):
     with pytest.raises(errors.RuleError, match=message) as caught:
         fxlrp.convert(model, LayerMapComposite([(nn.ReLU, Backward(change))]))(X, 1)
     assert "Backward() cannot be the rule of aten.relu.default in module '1'" in str(caught.value)
+
+
+def of_this_layer(function):
+    """The same, but it refuses numbers that fxlrp may try it on, and that are not its layer's."""
+
+    def limited(*args):
+        for value in pytree.tree_leaves(args):
+            if isinstance(value, torch.Tensor) and (value.abs().max() > 1e3 or value.shape in ((64,), (1,))):
+                raise ValueError("not of this layer")
+        return function(*args)
+
+    return limited
+
+
+PARTS = {
+    "positive input": lambda x: x.clamp(min=0),
+    "negative input": lambda x: x.clamp(max=0),
+    "large weight": lambda param, name: param.clamp(min=-0.1),
+    "negative weight": lambda param, name: param.clamp(max=0) * (name != "bias"),
+    "output": lambda output: output,
+    "mapper": lambda r, outputs: [r / stabilize(outputs[0] + outputs[1], 1e-3)] * 2,
+    "reducer": lambda inputs, gradients: inputs[0] * gradients[0] + inputs[1] * gradients[1],
+}
+
+
+@pytest.mark.parametrize("trainable", [False, True])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_rule_whose_parts_refuse_other_numbers_is_right_all_the_same(part, trainable):
+    body = [nn.Unflatten(1, (3, 1)), nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.ReLU(), nn.Flatten()]
+    model = trained(nn.Sequential(*body, nn.Linear(4, 2))).eval()
+    found = []
+    for parts in (PARTS, {**PARTS, part: of_this_layer(PARTS[part])}):
+        positive, negative, up, down, output, mapper, reducer = parts.values()
+        rule = BasicHook([positive, negative], [up, down], [output] * 2, mapper, reducer)
+        twin = fxlrp.convert(model, LayerMapComposite([(Linear, rule), (nn.ReLU, zr.Pass())]), trainable=trainable)
+        found.append(twin(X, 1).relevance)
+        assert fxlrp.audit(twin, X, 1).leak < 1e-12
+    torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
+
+
+class Counts(Hook):
+    """A hook that looks at how many inputs its module has."""
+
+    def backward(self, module, grad_input, grad_output):
+        return tuple(len(grad_input) * gradient for gradient in grad_input)
+
+
+def test_a_hooks_backward_may_count_its_inputs():
+    model = Model(lambda x: x + x.flip(1))
+    found = [
+        fxlrp.convert(model, LayerMapComposite([(Sum, rule)]))(X, 1).relevance
+        for rule in (Counts(), Backward(lambda gradient: (2 * gradient, 2 * gradient)))
+    ]
+    torch.testing.assert_close(*found)
 
 
 def test_a_hooks_backward_may_return_a_tensor():

@@ -6,6 +6,7 @@ And models that hold more than tensors: what a copy or a capture must cope with,
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,6 +19,7 @@ from torch.nn.utils import prune, spectral_norm, weight_norm
 from torch.optim.swa_utils import AveragedModel
 
 import fxlrp
+from fxlrp.errors import CaptureError
 from fxlrp.testing.assertions import relative
 from fxlrp.weights import trained
 
@@ -274,6 +276,37 @@ def test_a_hook_collects_nothing_of_a_capture(tmp_path):
     torch.save(Holder.__name__, tmp_path / "any.pt")
     assert not any(isinstance(value, FakeTensor) for value in (*seen, *by_name.values(), *collector.found))
     assert relative(twin(x).output, model(x)) < 1e-12
+
+
+def test_what_hooks_hold_is_found():
+    """In a partial function, and beside a variable of theirs that has no value yet."""
+    model, x, bound, latest = network(), images(), [], []
+
+    def note(kept, module, inputs, output):
+        kept.append(output)
+
+    def replace_latest(module, inputs, output):
+        latest[:] = [output, lambda: later]
+
+    model[0].register_forward_hook(functools.partial(note, bound))
+    model[2].register_forward_hook(replace_latest)
+    model(x)
+    before = [*bound, *latest]
+    fxlrp.convert(model, "epsilon_plus", trainable=True, example_inputs=x)
+    after = [*bound, *latest]
+    assert len(after) == len(before)
+    assert all(a is b for a, b in zip(after, before, strict=True))
+    later = None
+
+
+def test_a_module_that_refuses_to_be_copied():
+    class Unique(nn.Linear):
+        def __deepcopy__(self, memo):
+            raise TypeError("there is one of it")
+
+    model, x = nn.Sequential(Unique(3, 2)), torch.randn(4, 3)
+    with pytest.raises(CaptureError, match=r"Sequential cannot be copied \(TypeError: there is one.*trainable=True"):
+        fxlrp.convert(model, "epsilon_plus")(x)
 
 
 def test_several_threads_meet_a_cold_twin():

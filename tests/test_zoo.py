@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import re
 import sys
 import textwrap
+import warnings
+from importlib.metadata import PackageNotFoundError
+from typing import NamedTuple
 
 import pytest
 import timm
 import torch
 from click.testing import CliRunner
 from torch import nn
+from torchvision.models import VisionTransformer
+from torchvision.models._api import BUILTIN_MODELS
 
 import fxlrp
-from fxlrp import errors, zoo
+from fxlrp import canonizers, errors, zoo
 from fxlrp.cli import main
+from fxlrp.graph import call
 from fxlrp.weights import settled, trained
-from fxlrp.zoo.catalogue import LIBRARIES
+from fxlrp.zoo import sweep
+from fxlrp.zoo.catalogue import CLASSES, LIBRARIES, _Timm
 from fxlrp.zoo.sweep import table
 
 X = torch.randn(2, 3, 16, 16, dtype=torch.float64)
@@ -83,6 +91,40 @@ def test_what_keeps_a_model_from_being_converted(strange, said):
     assert re.search(said, trial.failure or "")
 
 
+def test_a_twin_of_another_function_is_found(monkeypatch):
+    monkeypatch.setattr(canonizers.registry, "_REGISTERED", [])
+
+    @canonizers.register
+    def halve(graph_module):
+        for node in graph_module.graph.find_nodes(op="call_function", target=torch.ops.aten.relu.default):
+            with graph_module.graph.inserting_after(node):
+                half = call(node, torch.ops.aten.div.Scalar, node, 2.0)
+            node.replace_all_uses_with(half, lambda user, half=half: user is not half)
+
+    trial = tried(net())
+    assert trial.difference > 0.01
+    assert trial.failure == f"f is not kept: {trial.difference:.1e}"
+
+
+@pytest.mark.parametrize("form", [lambda y: (y, 2 * y), lambda y: Output(2 * y, y)], ids=["first", "logits"])
+def test_of_several_outputs_the_one_that_is_explained_is_compared(form):
+    class Several(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            return form(self.net(x))
+
+    trial = tried(Several())
+    assert trial.passed, trial.failure
+
+
+class Output(NamedTuple):
+    features: torch.Tensor
+    logits: torch.Tensor
+
+
 def test_a_leak_is_found_and_named():
     class Lossy(fxlrp.rules.Pass):
         def propagate(self, call, output, relevance):
@@ -122,11 +164,62 @@ def test_names():
         zoo.names("keras")
 
 
-def test_thechosen():
+def test_the_chosen():
     models = ["vit_base_patch16_224", "resnet18", "vit_tiny_patch16_224", "regnety_002", "vit_giant_patch14_224"]
     chosen = LIBRARIES["timm"].chosen
     assert chosen(models, iter) == ["vit_tiny_patch16_224", "resnet18", "regnety_002"]
     assert chosen(["vit_giant_patch14_224"], iter) == []
+
+
+def test_a_model_that_looks_at_its_values_is_the_last_of_its_family(monkeypatch):
+    """None can be made without any, to count its parameters."""
+    library = _Timm()
+    plain = library.make
+    monkeypatch.setattr(library, "make", lambda name: 1 / 0 if name == "vit_tiny_patch16_224" else plain(name))
+    assert library.chosen(["vit_tiny_patch16_224", "vit_small_patch16_224"], iter) == ["vit_small_patch16_224"]
+    assert library.chosen(["vit_tiny_patch16_224"], iter) == ["vit_tiny_patch16_224"]
+
+
+def tiny_vit(*, image_size: int, num_classes: int) -> VisionTransformer:
+    return VisionTransformer(image_size, 16, 1, 2, 8, 8, num_classes=num_classes)
+
+
+def test_models_of_torchvision(monkeypatch):
+    """A transformer of theirs is for one size, and GoogLeNet warns where it is not told how to begin."""
+    monkeypatch.setitem(BUILTIN_MODELS, "tiny_vit", tiny_vit)
+    vit = zoo.build("torchvision:tiny_vit")
+    assert [x.shape[2:] for x in vit.inputs] == [(vit.model.image_size,) * 2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        googlenet = zoo.build("torchvision:googlenet")
+    assert googlenet.model(*googlenet.inputs).shape == (2, CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shapes", "millions"),
+    [("ViT", [(2, 3, 64, 64)], 20), ("Levit", [(2, 3, 64, 64)], 6), ("Siglip2", [(2, 256, 768), (2, 256), (2, 2)], 30)],
+)
+def test_models_of_transformers_have_few_layers_and_fitting_images(kind, shapes, millions):
+    sample = zoo.build(f"transformers:{kind}ForImageClassification")
+    assert [x.shape for x in sample.inputs] == shapes
+    assert sum(parameter.numel() for parameter in sample.model.parameters()) < millions * 1e6
+
+
+def test_token_ids_are_no_images():
+    with pytest.raises(errors.ModelError, match="ImageGPTForImageClassification takes token ids, not images"):
+        zoo.build("transformers:ImageGPTForImageClassification")
+
+
+def test_a_head_of_zeros_is_none():
+    made = zoo.build("test_zoo:headless")
+    assert made.model[2].weight.abs().min() > 0
+    assert [x.shape for x in made.inputs] == [(2, 3, 64, 64)]
+
+
+def headless():
+    model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 2))
+    nn.init.zeros_(model[2].weight)
+    return model
 
 
 @pytest.mark.parametrize("name", ["timm:nothing", "torchvision:nothing", "transformers:Nothing", "no.module:of_it"])
@@ -214,6 +307,23 @@ def test_files_that_are_none(tmp_path):
     file.write_text(json.dumps({"conditions": conditions, "chosen": {}, "trials": []}))
     with pytest.raises(errors.InputError, match="other conditions"):
         zoo.Sweep(file)
+
+
+def test_a_package_that_is_not_installed_has_no_version(tmp_path, monkeypatch):
+    def version(name):
+        if name == "timm":
+            raise PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(sweep, "version", version)
+    found = zoo.Sweep(tmp_path / "found.json").conditions["versions"]
+    assert found == {name: "1" for name in sweep.PACKAGES if name != "timm"}
+
+
+def test_where_there_is_no_forkserver_processes_are_spawned(monkeypatch):
+    assert sweep._context([]).get_start_method() == "forkserver"
+    monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
+    assert sweep._context([]).get_start_method() == "spawn"
 
 
 def test_the_table():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from .compiler import Programs
 __all__ = ["CompiledModule"]
 
 
-class CompiledModule(nn.Module):
+class CompiledModule(nn.Module, ABC):
     """A module that runs programs of a model.
 
     A subclass says what they are made by, in `_start`; what that sets is not copied, nor written to a file.
@@ -22,9 +23,9 @@ class CompiledModule(nn.Module):
     _programs: Programs
     _made_by_start: tuple[str, ...] = ("_programs",)
 
+    @abstractmethod
     def _start(self) -> None:
         """Make what is made anew in each copy: captures hold functions, and a copy's model has tensors of its own."""
-        raise NotImplementedError
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         # Buffers are new tensors after a move: captures hold the old ones.

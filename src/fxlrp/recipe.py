@@ -182,9 +182,10 @@ class Recipe:
     def _canonized(self, captured: Capture, *, threshold_relu: bool) -> fx.GraphModule:
         canonical = fx.GraphModule(self._root(captured), copy.deepcopy(captured.graph_module.graph), "Canonical")
         canonize_graph(canonical, threshold_relu=threshold_relu)
-        prepare(canonical, rewrites_of(self.optimize))
         if not self.trainable:
             fold_constants(canonical)
+        prepare(canonical, rewrites_of(self.optimize))
+        if not self.trainable:
             _own_tensors(canonical)
         Program.number(canonical)
         return canonical

@@ -73,8 +73,6 @@ def _absorb(follower: Follower, node: fx.Node) -> bool:
         return False
     layer = layer_of(target)
     fully = layer in LINEAR
-    if not fully and len(shape) != weight.meta["val"].ndim:
-        return False
     name, along = node.name, -1 if fully else 1
     with node.graph.inserting_before(node):
         if part.channels(along) is None:

@@ -110,11 +110,6 @@ def _position(node: fx.Node, parameters: set[fx.Node]) -> int | None:
     same = isinstance(x, Tensor) and value.shape == x.shape and value.dtype == x.dtype
     if not same or not value.is_floating_point() or value.ndim < 2:
         return None
-    for other in operands[:position] + operands[position + 1 :]:
-        shape = list(other.meta["val"].shape) if isinstance(other, fx.Node) else []
-        # A constant for each sample belongs to one batch.
-        if len(shape) == value.ndim and shape[0] != 1:
-            return None
     return position
 
 
@@ -127,7 +122,8 @@ def _without_expansion(operand: Any, parameters: set[fx.Node]) -> Any:
 def _replace(graph_module: fx.GraphModule, end: fx.Node, chain: _Chain, parameters: set[fx.Node]) -> fx.Node:
     value = end.meta["val"]
     with graph_module.graph.inserting_before(end):
-        number = lambda x: constant(graph_module, end, torch.tensor(x, dtype=value.dtype), f"{end.name}_start")
+        # Without a dimension, it would take on a constant's lower precision.
+        number = lambda x: constant(graph_module, end, torch.tensor([x], dtype=value.dtype), f"{end.name}_start")
         scale, shift = number(1.0), number(0.0)
         for node, position in chain.steps:
             scale, shift = _behind(node, position, scale, shift, parameters)
@@ -139,10 +135,9 @@ def _replace(graph_module: fx.GraphModule, end: fx.Node, chain: _Chain, paramete
 
 def _of_rank(end: fx.Node, param: fx.Node, name: str) -> fx.Node:
     """A constant with as many dimensions as the value of `end` has."""
-    value, shape = end.meta["val"], param.meta["val"].shape
-    if param.meta["val"].dtype != value.dtype:
-        param = call(end, aten.to.dtype, param, value.dtype)
-    return call(end, aten.reshape.default, param, [*[1] * (value.ndim - len(shape)), *shape], name=f"{end.name}_{name}")
+    shape = param.meta["val"].shape
+    missing = end.meta["val"].ndim - len(shape)
+    return call(end, aten.reshape.default, param, [*[1] * missing, *shape], name=f"{end.name}_{name}")
 
 
 def _behind(

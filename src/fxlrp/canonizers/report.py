@@ -79,19 +79,17 @@ def _is_read(node: fx.Node) -> bool:
 
 def _readers(affine_map: fx.Node) -> list[str]:
     """The readers of an affine map, through ops that it was moved through, that do not take it in."""
-    found: dict[fx.Node, str] = {}
-    seen, todo = set(), list(affine_map.users)
-    while todo:
-        node = todo.pop(0)
-        if node in seen:
+    found: list[str] = []
+    moved = {affine_map}
+    for node in affine_map.graph.nodes:
+        if moved.isdisjoint(node.all_input_nodes):
             continue
-        seen.add(node)
         if node.op == "output":
-            found[node] = "the model's output"
+            found.append("the model's output")
         elif CARRIED.of(node) or not isinstance(node.meta["val"], Tensor):
-            todo.extend(node.users)
+            moved.add(node)
         elif layer_of(unwrap(node)[0]) in with_bias_map:
-            found[node] = f"{where(node)}, whose input channels have no single scale each"
+            found.append(f"{where(node)}, whose weight is no constant")
         else:
-            found[node] = where(node)
-    return [found[node] for node in affine_map.graph.nodes if node in found]
+            found.append(where(node))
+    return found

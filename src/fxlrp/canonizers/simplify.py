@@ -1,4 +1,4 @@
-"""Ops that do nothing are removed; writes into slices, dropout, pooling and instance norms are read as other ops."""
+"""Slices of the whole are removed; writes into slices, dropout, pooling and instance norms are read as other ops."""
 
 from __future__ import annotations
 
@@ -39,29 +39,22 @@ _ALONG = (*SUMS, *PRODUCTS, aten.pad.default, aten.constant_pad_nd.default, aten
 _WHOLE = 2**63 - 1
 
 READS = (
-    aten.alias.default,
     aten.copy.default,
-    aten.dropout.default,
     aten.instance_norm.default,
-    aten.lift_fresh_copy.default,
     aten.native_dropout.default,
 )
 """Ops that are looked for here, and that the vocabulary does not have."""
 
 
 def _does_nothing(node: fx.Node) -> bool:
-    if node.target in (aten.alias.default, aten.lift_fresh_copy.default):
-        return True
-    if node.target is aten.slice.Tensor:
-        start, end, step = node.args[2:]
-        return start in (0, None) and end in (_WHOLE, None) and step in (1, None)
-    if node.target is aten.dropout.default:
-        return not node.args[2] or bool(node.args[1] == 0)
-    return False
+    if node.target is not aten.slice.Tensor:
+        return False
+    start, end, step = node.args[2:]
+    return start in (0, None) and end in (_WHOLE, None) and step in (1, None)
 
 
 def remove_no_ops(graph_module: fx.GraphModule) -> None:
-    """Remove ops whose value is their input: aliases, whole slices, dropout that drops nothing."""
+    """Remove ops whose value is their input: slices of the whole."""
     for node in list(graph_module.graph.nodes):
         if node.op == "call_function" and _does_nothing(node):
             node.replace_all_uses_with(node.args[0])
@@ -134,13 +127,13 @@ def read_copies_as_written(graph_module: fx.GraphModule) -> None:
 def read_dropout_as_product(graph_module: fx.GraphModule) -> None:
     """Read dropout, where it drops, as `dropped`: an elementwise product whose mask is a constant."""
     graph = graph_module.graph
-    for node in list(graph.nodes):
+    for value in list(graph.nodes):
+        if value.target is not operator.getitem or value.args[1] != 0:
+            continue
+        node = value.args[0]
         if node.target is not aten.native_dropout.default:
             continue
         x, p = node.args[0], node.args[1]
-        value = next((user for user in node.users if user.target is operator.getitem and user.args[1] == 0), None)
-        if value is None:
-            continue
         with graph.inserting_after(value):
             mask = call(node, operator.getitem, node, 1)
         with graph.inserting_after(mask):

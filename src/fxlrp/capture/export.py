@@ -78,11 +78,12 @@ def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
 
 
 def detached(program: ExportedProgram) -> ExportedProgram:
-    """What the model computes under `torch.no_grad` is detached: inlined, it would have gradients again."""
+    """What the model computes under `torch.no_grad` is detached: inlined, it would have gradients again.
+
+    It is exported with gradients on: the regions that torch sets apart are those without.
+    """
     graph = program.graph
     for region in graph.find_nodes(op="call_function", target=torch.ops.higher_order.wrap_with_set_grad_enabled):
-        if region.args[0]:
-            continue
         for value in list(region.users):
             with graph.inserting_after(value):
                 stopped = graph.call_function(torch.ops.aten.detach.default, (value,))

@@ -21,26 +21,33 @@ def _relu_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     return (aten.threshold_backward(gradient, call.args[0].to(gradient.dtype), 0),)
 
 
-def thresholded_relu(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def thresholded_relu(x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
     """A ReLU whose affine map was moved to behind it: it clips at the affine map's zero, and not at its own.
 
     Parameters
     ----------
     x : Tensor
         Shape (B, C, ...).
-    low, high : Tensor
+    low, high : Tensor or None
         Shapes that broadcast with x. Where the map's scale is positive, ``low`` is its zero and ``high`` infinite;
-        where it is negative, the other way round. At the threshold itself it is shut, as a ReLU at zero.
+        where it is negative, the other way round. At the threshold itself it is shut, as a ReLU at zero. None: infinite
+        everywhere.
     """
-    if not any(value.requires_grad for value in (x, low, high)):
-        return x.clamp(low, high)
-    # The derivative of a clamp is that of an open unit there.
-    return torch.where(x <= low, low, torch.where(x >= high, high, x))
+    if any(value is not None and value.requires_grad for value in (x, low, high)):
+        # The derivative of a maximum is that of a half-open unit there.
+        x = x if low is None else torch.where(x <= low, low, x)
+        return x if high is None else torch.where(x >= high, high, x)
+    x = x if low is None else torch.maximum(x, low)
+    return x if high is None else torch.minimum(x, high)
 
 
 def _thresholded_relu_vjp(call: Call, gradient: Tensor) -> tuple[Tensor, ...]:
     x, low, high = call.args
-    return (gradient * ((x > low) & (x < high)),)
+    if low is not None:
+        gradient = aten.threshold_backward(gradient, (x - low).to(gradient.dtype), 0)
+    if high is not None:
+        gradient = aten.threshold_backward(gradient, (high - x).to(gradient.dtype), 0)
+    return (gradient,)
 
 
 def _clips_to_non_negative(lower: str | None, upper: str | None) -> Callable[[fx.Node, bool], bool]:
@@ -54,6 +61,10 @@ def _clips_to_non_negative(lower: str | None, upper: str | None) -> Callable[[fx
     return non_negative
 
 
+def _is_shut_below_zero(node: fx.Node) -> bool:
+    return argument(node, "min_val") == 0
+
+
 def _softplus_is_non_negative(node: fx.Node, inputs: bool) -> bool:
     """Above its threshold it is the identity, and a negative beta turns its sign."""
     beta, threshold = argument(node, "beta"), argument(node, "threshold")
@@ -61,9 +72,10 @@ def _softplus_is_non_negative(node: fx.Node, inputs: bool) -> bool:
 
 
 OPS: dict[Target, Op] = {
-    aten.relu.default: Op(non_negative=always, vjp=_relu_vjp),
+    aten.relu.default: Op(non_negative=always, vjp=_relu_vjp, carries_zeros=True, shuts=lambda node: True),
+    aten.relu6.default: Op(non_negative=always, carries_zeros=True, shuts=lambda node: True),
     thresholded_relu: Op(clips=True, vjp=_thresholded_relu_vjp),
-    aten.hardtanh.default: Op(non_negative=_clips_to_non_negative("min_val", "max_val")),
+    aten.hardtanh.default: Op(non_negative=_clips_to_non_negative("min_val", "max_val"), shuts=_is_shut_below_zero),
     aten.clamp.default: Op(non_negative=_clips_to_non_negative("min", "max")),
     aten.clamp.Tensor: Op(non_negative=_clips_to_non_negative("min", "max")),
     aten.clamp_min.default: Op(non_negative=_clips_to_non_negative("min", None)),
@@ -73,7 +85,6 @@ OPS: dict[Target, Op] = {
     aten.prelu.default: Op(params={"weight": "weight"}),
     **dict.fromkeys(
         (
-            aten.relu6.default,
             aten.sigmoid.default,
             aten.hardsigmoid.default,
             aten.abs.default,

@@ -37,7 +37,7 @@ def constant_map(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     x : Tensor
         Shape (B, ...).
     weight, bias : Tensor
-        Of the same number of dimensions, 1 in the first one; they broadcast to x.
+        Of the same number of dimensions; they broadcast to x.
     """
     return torch.addcmul(bias, x, weight)
 

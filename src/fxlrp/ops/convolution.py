@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .affine import per_channel
+
 __all__ = ["Geometry", "convolve", "transpose"]
 
 aten = torch.ops.aten
@@ -29,9 +31,12 @@ class Geometry(NamedTuple):
     groups: int
 
 
-def convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
-    """A convolution without bias; transposed, if its geometry says so."""
-    return (_Convolution.apply if _has_own_derivative() else _convolve)(x, weight, geometry)
+def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
+    """A convolution; transposed, if its geometry says so. The bias is one of the channels, shape (C_out,)."""
+    if not _has_own_derivative():
+        return _convolve(x, weight, geometry, bias)
+    value = _Convolution.apply(x, weight, geometry)
+    return value if bias is None else value + per_channel(bias, x.ndim)
 
 
 def transpose(gradient: Tensor, weight: Tensor, shape: Sequence[int], geometry: Geometry) -> Tensor:
@@ -63,7 +68,7 @@ class _Convolution(torch.autograd.Function):
         return of_x, of_weight, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int | None]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         x, weight, geometry = args
         return _as_one_batch(lambda x, w: _Convolution.apply(x, w, geometry), x, weight, in_dims, info.batch_size)
 
@@ -86,7 +91,7 @@ class _Transpose(torch.autograd.Function):
         return of_gradient, of_weight, None, None
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int | None]:
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Tensor, int]:
         gradient, weight, shape, geometry = args
         run = lambda x, w: _Transpose.apply(x, w, (x.shape[0], *shape[1:]), geometry)
         return _as_one_batch(run, gradient, weight, in_dims, info.batch_size)
@@ -94,22 +99,23 @@ class _Transpose(torch.autograd.Function):
 
 def _as_one_batch(
     run: Callable[[Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, in_dims: tuple[int | None, ...], size: int
-) -> tuple[Tensor, int | None]:
+) -> tuple[Tensor, int]:
     """A map over several inputs as one batch: the derivative along the weight is not taken for each of them."""
     of_x, of_weight = in_dims[:2]
     if of_weight is not None:
         inputs = [x] * size if of_x is None else x.unbind(of_x)
         return torch.stack([run(each, w) for each, w in zip(inputs, weight.unbind(of_weight), strict=True)]), 0
-    if of_x is None:
-        return run(x, weight), None
+    # One of the two is mapped over, or this was not called.
+    assert of_x is not None
     x = x.movedim(of_x, 0)
     return run(x.flatten(0, 1), weight).unflatten(0, x.shape[:2]), 0
 
 
-def _convolve(x: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+def _convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
     if _is_one_product(x, weight, geometry):
-        return _images(weight.flatten(1) @ _columns(x), x)
-    return aten.convolution(x, weight, None, *geometry)
+        product = weight.flatten(1) @ _columns(x)
+        return _images(product if bias is None else product.add_(bias[:, None]), x)
+    return aten.convolution(x, weight, bias, *geometry)
 
 
 def _transpose(gradient: Tensor, weight: Tensor, shape: Sequence[int], geometry: Geometry) -> Tensor:

@@ -15,7 +15,7 @@ from ..signature import Parameter, Target, parameters
 from .affine import per_channel
 from .convolution import Geometry, convolve, transpose
 from .derivative import pull_back
-from .op import WEIGHT_AND_BIAS, Call, Op
+from .op import WEIGHT_AND_BIAS, Call, Channels, Op
 
 __all__ = [
     "CONVOLUTIONS",
@@ -188,16 +188,18 @@ def _run(call: Call) -> Tensor:
     """The value of a linear layer."""
     x, weight, bias, scale = call.args[0], call["weight"], call["bias"], _scale_of(call)
     weight = weight.to(x.dtype)
+    # What is scaled, or has a bias map, gets its bias beside.
+    own = bias.to(x.dtype) if bias is not None and bias.ndim == 1 and scale is None else None
     layer = layer_of(call.target)
     geometry = None if weight.ndim == 2 or layer is padded_convolution else _geometry(call)
     if geometry is None:
         options = call.args[3:] if scale is None else call.args[3:-1]
-        value = layer(x, weight, None, *options)
+        value = layer(x, weight, own, *options)
     else:
-        value = convolve(x, weight, geometry)
+        value = convolve(x, weight, geometry, own)
     if scale is not None:
         value = value * _along(scale, call).to(value.dtype)
-    if bias is None:
+    if bias is None or own is not None:
         return value
     return value + (bias if bias.ndim > 1 else _along(bias, call)).to(value.dtype)
 
@@ -254,7 +256,17 @@ def _vjp_of(layer: Target) -> Callable[[Call, Tensor], tuple[Tensor, ...]]:
     return _padded_convolution_vjp if layer is padded_convolution else _convolution_vjp
 
 
+def _channels_of(target: Target) -> Channels | None:
+    """None of a layer with a scale beside, which has channels of its own."""
+    if target in with_scale.values():
+        return None
+    layer = layer_of(target)
+    return Channels(0, -1) if layer in LINEAR else Channels(int(layer in TRANSPOSED), 1)
+
+
 OPS: dict[Target, Op] = {
-    target: Op(params=WEIGHT_AND_BIAS, vjp=_vjp_of(layer_of(target)), at_zero=_bias_of, run=_run)
+    target: Op(
+        params=WEIGHT_AND_BIAS, vjp=_vjp_of(layer_of(target)), at_zero=_bias_of, run=_run, channels=_channels_of(target)
+    )
     for target in (*with_bias_map, *with_bias_map.values(), *with_scale.values())
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -13,12 +13,19 @@ from ..reading import unwrap
 from ..signature import Target, positions
 from .derivative import NoDerivative, along, pull_back
 
-__all__ = ["WEIGHT_AND_BIAS", "Call", "Op", "Slot", "slots_of"]
+__all__ = ["WEIGHT_AND_BIAS", "Call", "Channels", "Op", "Slot", "slots_of"]
 
 Slot = tuple[int, int | None]
 """Where an operand stands in a call: its position, and its index where the argument there is a list."""
 
 WEIGHT_AND_BIAS = {"weight": "weight", "bias": "bias"}
+
+
+class Channels(NamedTuple):
+    """The dimension of an op's output channels in its weight, and in its value."""
+
+    of_weight: int
+    of_value: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +47,8 @@ class Op:
     products : callable or None
         ``(call) -> Tensor``: of an affine op with a weight and a bias, each of whose values has one input, input times
         weight; None of any other.
+    channels : Channels or None
+        Of an op that makes each of its output channels from all of its input: where these stand.
     run : callable or None
         ``(call) -> Tensor``: the op's value, in a form that is cheaper to differentiate; None to call the target.
     non_negative : callable
@@ -49,6 +58,12 @@ class Op:
     clips : bool
         Whether each of the values is the input's or a constant in its place. Relevance that is to pass unchanged then
         goes back to where the input's stood; the constant's share is the model's, as that of a bias.
+    carries_zeros : bool
+        Whether a value that is made of zeros alone is zero. Of structure, and of an op that is one-to-one or picks one
+        of its inputs.
+    shuts : callable
+        ``(node) -> bool``: whether the op is one-to-one, and its value zero where the input is not positive, as a
+        ReLU's.
     linear : bool
         Whether the op is linear in its inputs, up to a constant: a factor that they share may be moved to behind it.
     """
@@ -58,10 +73,13 @@ class Op:
     vjp: Callable[[Call, Any], tuple[Tensor, ...]] | None = None
     at_zero: Callable[[Call], Tensor | None] | None = None
     products: Callable[[Call], Tensor] | None = None
+    channels: Channels | None = None
     run: Callable[[Call], Tensor] | None = None
     non_negative: Callable[[fx.Node, bool], bool] = lambda node, inputs: False
     structural: bool = False
     clips: bool = False
+    carries_zeros: bool = False
+    shuts: Callable[[fx.Node], bool] = lambda node: False
     linear: bool = False
 
 
@@ -132,7 +150,7 @@ class Call:
                 args[position][index] = value
         return replace(self, args=tuple(args))
 
-    def with_params(self, params: Mapping[str, Tensor]) -> Call:
+    def with_params(self, params: Mapping[str, Tensor | None]) -> Call:
         """The same call with other parameters."""
         args = list(self.args)
         for name, value in params.items():

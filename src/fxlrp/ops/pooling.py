@@ -93,13 +93,13 @@ REDUCTIONS: tuple[Target, ...] = (
 _divided = keeps_sign("divisor_override")
 
 OPS: dict[Target, Op] = {
-    **dict.fromkeys((*MAX_POOLS, *ADAPTIVE_POOLS[:3], *REDUCTIONS), Op(non_negative=as_inputs)),
-    max_pooled: Op(vjp=_max_pooled_vjp, non_negative=as_inputs),
+    **dict.fromkeys((*MAX_POOLS, *ADAPTIVE_POOLS[:3], *REDUCTIONS), Op(non_negative=as_inputs, carries_zeros=True)),
+    max_pooled: Op(vjp=_max_pooled_vjp, non_negative=as_inputs, carries_zeros=True),
     aten.avg_pool1d.default: Op(linear=True, non_negative=as_inputs),
     aten.avg_pool2d.default: Op(vjp=_avg_pool2d_vjp, linear=True, non_negative=_divided),
     aten.avg_pool3d.default: Op(linear=True, non_negative=_divided),
     aten.adaptive_avg_pool1d.default: Op(linear=True, non_negative=as_inputs),
     aten.adaptive_avg_pool2d.default: Op(vjp=_adaptive_avg_pool2d_vjp, linear=True, non_negative=as_inputs),
     aten.adaptive_avg_pool3d.default: Op(linear=True, non_negative=as_inputs),
-    **dict.fromkeys((aten.maximum.default, aten.minimum.default), Op(inputs=(0, 1))),
+    **dict.fromkeys((aten.maximum.default, aten.minimum.default), Op(inputs=(0, 1), carries_zeros=True)),
 }

@@ -166,7 +166,9 @@ OPS: dict[Target, Op] = {
     # What is added to a part of a value makes a sum of it.
     added: Op((0, 2), vjp=_index_put_vjp, linear=True, non_negative=as_inputs),
     aten.scatter_add.default: Op((0, 3), vjp=_scatter_vjp, linear=True, non_negative=as_inputs),
-    aten.detach.default: Op(vjp=lambda call, gradient: (gradient,), non_negative=as_inputs),
-    dropped: Op(vjp=lambda call, gradient: (dropped(gradient, *call.args[1:]),), non_negative=as_inputs),
-    flipped: Op(vjp=lambda call, gradient: (gradient * call["signs"],)),
+    aten.detach.default: Op(vjp=lambda call, gradient: (gradient,), non_negative=as_inputs, carries_zeros=True),
+    dropped: Op(
+        vjp=lambda call, gradient: (dropped(gradient, *call.args[1:]),), non_negative=as_inputs, carries_zeros=True
+    ),
+    flipped: Op(vjp=lambda call, gradient: (gradient * call["signs"],), carries_zeros=True),
 }

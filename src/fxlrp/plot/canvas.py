@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from ..errors import InputError, MissingExtraError
 from ..io.files import check_picture, write_file
@@ -49,11 +49,13 @@ def write(drawing: Figure, path: str | Path) -> None:
     InputError
         If the file cannot be written, or matplotlib does not know the format.
     """
+
+    def save(file: BinaryIO) -> None:
+        try:
+            drawing.savefig(file, format=Path(path).suffix[1:].lower())
+        # An image may be too large.
+        except ValueError as error:
+            raise InputError(f"cannot write {path}: {error}") from error
+
     check_picture(path)
-    ending = Path(path).suffix[1:].lower()
-    try:
-        write_file(path, lambda file: drawing.savefig(file, format=ending))
-    except InputError:
-        raise
-    except ValueError as error:
-        raise InputError(f"cannot write {path}: {error}") from error
+    write_file(path, save)

@@ -72,6 +72,8 @@ class Site:
         Whether all of these inputs are known to be non-negative.
     from_outside : bool
         Whether all of them are the model's own inputs, of which nothing is known.
+    shut : bool
+        Whether relevance is zero wherever the op's value is not positive.
     input_shape : tuple of int
         A small shape like the first input's: same rank and channels.
     param_shapes : dict of str to tuple of int
@@ -84,6 +86,7 @@ class Site:
     where: str
     non_negative: bool = False
     from_outside: bool = False
+    shut: bool = False
     input_shape: tuple[int, ...] = ()
     param_shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
@@ -164,8 +167,13 @@ class Rule:
         -------
         sequence of Tensor
             One for each input, of its shape.
+
+        Raises
+        ------
+        Refused
+            If it is not overridden.
         """
-        raise NotImplementedError
+        raise Refused("it has no method 'propagate', which gives relevance of each input")
 
     def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """What does not go to the inputs, and why, for the ledger (`fxlrp.audit`).

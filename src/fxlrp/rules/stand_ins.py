@@ -59,9 +59,11 @@ def linear(node: fx.Node) -> nn.Module:
 
 def batch_norm(node: fx.Node) -> nn.Module:
     """An affine map."""
-    x = _value(node, "x")
+    x, weight = _value(node, "x"), _value(node, "weight")
     kind = {4: nn.BatchNorm2d, 5: nn.BatchNorm3d}.get(x.ndim, nn.BatchNorm1d)
-    return kind(int(x.shape[1]), device="meta")
+    # Not those of x, whose size may depend on the input's values.
+    channels = weight.shape[0 if weight.ndim == 1 else 1]
+    return kind(channels, device="meta")
 
 
 def convolution(node: fx.Node) -> nn.Module:

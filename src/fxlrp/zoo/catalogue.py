@@ -7,7 +7,7 @@ import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -115,7 +115,7 @@ def _images(model: nn.Module, size: int) -> tuple[Tensor, ...]:
 
 
 def _with_images(
-    make: Callable[[int], nn.Module | None],
+    make: Callable[[int], nn.Module],
     inputs: Callable[[nn.Module, int], tuple[Tensor, ...]],
     sizes: Sequence[int] = SIZES,
 ) -> Sample:
@@ -123,10 +123,7 @@ def _with_images(
     refused = "it takes no size"
     for size in sizes:
         try:
-            model = make(size)
-            if model is None:
-                continue
-            model.eval()
+            model = make(size).eval()
             x = inputs(model, size)
             with torch.no_grad():
                 model(*x)
@@ -189,17 +186,14 @@ class _Timm(_Library):
         return _with_images(lambda size: self.make(name, size), _images, sizes)
 
     @staticmethod
-    def make(name: str, size: int | None = None) -> nn.Module | None:
-        """The model; for that size, where it has to know; None where it cannot have it."""
+    def make(name: str, size: int | None = None) -> nn.Module:
+        """The model; for that size, where it has to know."""
         import timm
 
         own = timm.get_pretrained_cfg(name, allow_unregistered=True)
-        if size is None or own is None or not own.fixed_input_size:
-            return timm.create_model(name, num_classes=CLASSES)
-        try:
-            return timm.create_model(name, num_classes=CLASSES, img_size=size)
-        except TypeError:
-            return timm.create_model(name, num_classes=CLASSES) if size == own.input_size[-1] else None
+        sized = size is not None and own is not None and own.fixed_input_size
+        options: dict[str, Any] = {"img_size": size} if sized else {}
+        return timm.create_model(name, num_classes=CLASSES, **options)
 
     def chosen(self, found: list[str], progress: Progress) -> list[str]:
         """The smallest of each family, by the number of parameters, which is had without making any."""
@@ -209,7 +203,6 @@ class _Timm(_Library):
                 with torch.device("meta"), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     model = self.make(name)
-                assert model is not None
                 size = float(sum(parameter.numel() for parameter in model.parameters()))
             # A model that looks at its values while it is made; it is the last of its family.
             except Exception:

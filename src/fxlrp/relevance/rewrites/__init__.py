@@ -12,13 +12,18 @@ from torch import fx
 
 from ...given import check_choice
 from ...graph import drop_dead_code
+from ...rules.zennit.memory import remembering
 from ...values import on_the_cpu
 from .cheaper_functions import use_cheaper_functions
 from .constant_params import modify_constants_once
 from .emitted import Emitted
+from .fewest_products import compute_fewest_products
 from .known_branches import leave_out_known_branches
+from .one_sided import clip_on_one_side
 from .positive_products import share_positive_products
 from .scale_outside import keep_scale_outside
+from .shut_units import leave_out_shut_units
+from .side_by_side import transpose_side_by_side
 from .winners import keep_winners_of_max_pooling
 
 __all__ = ["REWRITES", "Emitted", "optimize", "prepare", "rewrites_of"]
@@ -26,6 +31,9 @@ __all__ = ["REWRITES", "Emitted", "optimize", "prepare", "rewrites_of"]
 REWRITES: dict[str, Callable[[Emitted], None]] = {
     "known_branches": leave_out_known_branches,
     "positive_products": share_positive_products,
+    "shut_units": leave_out_shut_units,
+    "fewest_products": compute_fewest_products,
+    "side_by_side": transpose_side_by_side,
     "cheaper_functions": use_cheaper_functions,
     "constant_params": modify_constants_once,
     "scale_outside": keep_scale_outside,
@@ -33,7 +41,10 @@ REWRITES: dict[str, Callable[[Emitted], None]] = {
 """The rewrites by name, in their order."""
 
 
-FORWARD: dict[str, Callable[[fx.GraphModule], None]] = {"max_pool_winners": keep_winners_of_max_pooling}
+FORWARD: dict[str, Callable[[fx.GraphModule], None]] = {
+    "max_pool_winners": keep_winners_of_max_pooling,
+    "one_sided_clips": clip_on_one_side,
+}
 """Those that change the forward pass, so that it gives out what the relevance pass would find again."""
 
 
@@ -63,6 +74,7 @@ def prepare(canonical: fx.GraphModule, names: Collection[str]) -> None:
 @on_the_cpu
 def optimize(emitted: Emitted, names: Collection[str]) -> None:
     """Run the rewrites of these names on an emitted pass, in place."""
-    for name, rewrite in REWRITES.items():
-        if name in names:
-            rewrite(emitted)
+    with remembering():
+        for name, rewrite in REWRITES.items():
+            if name in names:
+                rewrite(emitted)

@@ -14,18 +14,16 @@ from ...rules.base import Site
 from ...rules.zennit import probe
 from ...rules.zennit.basic import BasicRule
 from ...rules.zennit.branch import Branch
-from ...rules.zennit.stabilizer import quickened
 from .emitted import Emitted
 
 __all__ = ["use_cheaper_functions"]
 
 
 def use_cheaper_functions(emitted: Emitted) -> None:
-    """Exchange stabilizers, clamps of inputs at zero, and parameter modifiers that are a ReLU."""
+    """Exchange mappers, clamps of inputs at zero, and parameter modifiers that are a ReLU."""
     for written, call, step, rule in emitted.basic_rules():
         cheaper = replace(
-            rule,
-            mapper=quickened(rule.hook.gradient_mapper),
+            rule.with_mapper(step.site),
             branches=tuple(_cheaper(rule, branch, step.site) for branch in rule.branches),
             of_non_negative=tuple(_cheaper(rule, branch, step.site) for branch in rule.of_non_negative),
         )

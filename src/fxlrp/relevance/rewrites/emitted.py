@@ -8,9 +8,10 @@ from typing import cast
 
 from torch import fx
 
-from ...rules.base import Rule
+from ...rules.base import Rule, Site
 from ...rules.zennit.basic import BasicRule
 from ..emit import Written
+from ..seeds import seed_relevance
 from ..step import Step
 
 __all__ = ["Emitted"]
@@ -34,6 +35,12 @@ class Emitted:
     written: Sequence[Written]
     constant: bool
 
+    @property
+    def explained(self) -> fx.Node:
+        """The value that relevance starts from."""
+        seed = next(node for node in self.graph_module.graph.nodes if node.target is seed_relevance)
+        return cast(fx.Node, seed.args[2 if len(seed.args) > 2 else 0])
+
     def calls(self) -> Iterator[tuple[Written, fx.Node, Step]]:
         """The steps that are called."""
         for written in self.written:
@@ -55,3 +62,7 @@ class Emitted:
         self.step(call).rule = rule
         relevance, _, *args = call.args
         call.args = (relevance, written.value if rule.needs_output else None, *args)
+
+    def replace_site(self, call: fx.Node, site: Site) -> None:
+        """Have more known of the place where a step's rule serves."""
+        self.graph_module.add_submodule(str(call.target), Step(self.step(call).rule, site))

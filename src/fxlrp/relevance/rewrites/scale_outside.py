@@ -56,7 +56,7 @@ def _take_apart(emitted: Emitted, call: fx.Node, step: Step) -> None:
     if not isinstance(product, fx.Node) or product.target is not scaled_weight:
         return
     weight, scale, groups, transposed = product.args
-    if isinstance(step.rule, BasicRule) and not all(branch.keeps_params for branch in step.rule.branches):
+    if isinstance(step.rule, BasicRule) and not step.rule.keeps_params:
         graph = emitted.graph_module.graph
         with graph.inserting_before(call):
             weight = graph.call_function(turned_weight, (weight, scale, groups, transposed))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeGuard
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor
@@ -16,8 +16,11 @@ from ...values import may_look_at
 from ..base import Account, Refused, Rule, Site
 from . import probe
 from .account import Evaluated, account_of, expected_of
-from .branch import Branch, Mapper, branches_of, check_params, modified_params
+from .branch import Branch, Mapper, Modifying, branches_of, check_params, modified_params
+from .reading import Reading, reading_of
 from .spelled import spelled
+from .stabilizer import quickened
+from .traced import TracedMapper, traced
 
 __all__ = ["BasicRule", "is_basic"]
 
@@ -88,7 +91,58 @@ class BasicRule(Rule):
 
     def modifying(self, branch: Branch, site: Site) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
         """How a branch modifies the parameters of the op at a site."""
-        return lambda params: modified_params(branch.param_modifier, params, list(site.op.params))
+        return Modifying(branch.param_modifier, tuple(site.op.params))
+
+    @property
+    def keeps_params(self) -> bool:
+        """Whether the op's parameters are read as they are, by every branch."""
+        return all(branch.keeps_params for branch in self.branches)
+
+    def with_constants(self, params: Mapping[str, Tensor], site: Site) -> BasicRule:
+        """The rule with its op's parameters modified here, where they are constants.
+
+        Parameters
+        ----------
+        params : dict of str to Tensor
+            The parameters.
+        site : Site
+            Where it serves.
+
+        Raises
+        ------
+        Refused
+            If a modifier gives something else than a parameter.
+        """
+        changed = lambda branch: self.changed_params(branch, params, list(site.op.params))
+        bound = lambda branches: tuple(b if b.keeps_params else replace(b, bound=changed(b)) for b in branches)
+        return replace(self, branches=bound(self.branches), of_non_negative=bound(self.of_non_negative))
+
+    def reading(self, site: Site) -> Reading | None:
+        """How its mapper goes by its branches at a site, as far as their gradients are read; None if not known."""
+        count = len(self.branches)
+        wanted = [i for i in range(count) if probe.reads_gradient(self.hook.reducer, count, i, ())]
+        return reading_of(self.hook.gradient_mapper, count, wanted, self._forward(site), shut=site.shut)
+
+    def _forward(self, site: Site) -> list[int]:
+        """The branches whose output is the forward pass's."""
+        shape, shapes = site.input_shape, dict(site.param_shapes)
+        return [
+            i
+            for i, branch in enumerate(self.branches)
+            if probe.is_identity(branch.output_modifier, (64,), non_negative=False)
+            and probe.is_identity(branch.input_modifier, shape, non_negative=site.non_negative)
+            and probe.keeps_params(self.modifying(branch, site), shapes)
+        ]
+
+    def with_mapper(self, site: Site) -> Self:
+        """The rule with a mapper that gives the same in fewer passes over memory."""
+        wanted = [i for i, branch in enumerate(self.branches) if branch.reads_gradient]
+        given = [i for i, branch in enumerate(self.branches) if branch.reads_output]
+        return replace(self, mapper=self._cheaper_mapper(site, wanted, given) or quickened(self.hook.gradient_mapper))
+
+    def _cheaper_mapper(self, site: Site, wanted: Collection[int], given: Collection[int]) -> TracedMapper | None:
+        forward = self._forward(site)
+        return traced(self.hook.gradient_mapper, len(self.branches), wanted, given, forward, shut=site.shut)
 
     def takes_scale(self, site: Site) -> bool:
         branches = [b for b in (*self.branches, *self.of_non_negative) if not b.keeps_params]
@@ -102,6 +156,13 @@ class BasicRule(Rule):
         calls, inputs, outputs, pulls, computed = [], [], [], [], []
         branches = self._of_this_input(call)
         for branch in branches:
+            if not (branch.reads_output or branch.reads_gradient):
+                calls.append(call)
+                inputs.append([zero] * len(call.slots))
+                outputs.append(zero)
+                computed.append(exact)
+                pulls.append(None)
+                continue
             modified = not (branch.keeps_input or branch.zero_input)
             at = call.with_inputs([_at(branch, x) for x in call.inputs]) if modified else call
             if not branch.keeps_params:

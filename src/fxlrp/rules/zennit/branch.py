@@ -11,7 +11,17 @@ from zennit.core import BasicHook, ParamMod, zero_wrap
 
 from ...errors import RuleError
 
-__all__ = ["Branch", "Mapper", "Modifier", "ParamModifier", "Reducer", "branches_of", "check_params", "modified_params"]
+__all__ = [
+    "Branch",
+    "Mapper",
+    "Modifier",
+    "Modifying",
+    "ParamModifier",
+    "Reducer",
+    "branches_of",
+    "check_params",
+    "modified_params",
+]
 
 Modifier = Callable[[Tensor], Tensor]
 ParamModifier = ParamMod | Callable[[Tensor, str], Tensor]
@@ -32,6 +42,8 @@ class Branch:
         Whether the modifier changes nothing there.
     zero_input : bool
         Whether the modified input is zero, of an op that is affine.
+    reads_output : bool
+        Whether the rule's mapper goes by the output of this branch.
     reads_gradient : bool
         Whether the rule's reducer reads the gradient of this branch.
     rectified : sequence of str
@@ -47,6 +59,7 @@ class Branch:
     keeps_params: bool = False
     keeps_output: bool = False
     zero_input: bool = False
+    reads_output: bool = True
     reads_gradient: bool = True
     rectified: Sequence[str] = ()
     bound: Mapping[str, Tensor] | None = None
@@ -112,6 +125,17 @@ def modified_params(modifier: ParamModifier, params: Mapping[str, Tensor], names
     keys = _keys(mod, params, names)
     modify = zero_wrap(mod.zero_params or [])(mod.modifier)
     return dict(params) | {key: modify(params[key], key) for key in keys if key in params}
+
+
+@dataclass(frozen=True)
+class Modifying:
+    """How a modifier changes the parameters of an op that can have those of these names, see `modified_params`."""
+
+    modifier: ParamModifier
+    names: tuple[str, ...]
+
+    def __call__(self, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        return modified_params(self.modifier, params, self.names)
 
 
 def _keys(mod: ParamMod, params: Iterable[str], names: Sequence[str]) -> list[str]:

@@ -7,7 +7,8 @@ on others, has to be made for that.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -15,19 +16,24 @@ from torch import Tensor
 from ...errors import RuleError
 from ...values import on_the_cpu
 from .branch import Mapper, Modifier, Reducer
+from .memory import remembered
 
 __all__ = [
+    "Alone",
     "coefficients",
+    "inputs",
     "is_identity",
     "is_negative_part",
     "is_relu",
     "is_zero",
     "keeps_params",
     "keeps_scale",
+    "keeps_zero",
     "numbers",
     "reads_gradient",
     "rectified",
     "shares_positive_products",
+    "small",
 ]
 
 _SMALL = 8
@@ -64,25 +70,51 @@ def _rounds(shapes: Iterable[Sequence[int]]) -> range:
     return range(2 + _ENOUGH // max(fewest, 1))
 
 
-def _inputs(shape: Sequence[int], non_negative: bool) -> list[Tensor]:
+def inputs(shape: Sequence[int], non_negative: bool) -> list[Tensor]:
+    """As many tensors of a shape as it takes to have both signs, and zeros, at many magnitudes."""
     return [numbers(shape, non_negative=non_negative, seed=seed) for seed in _rounds([shape])]
 
 
+@remembered
 def is_identity(modifier: Modifier, shape: Sequence[int], *, non_negative: bool) -> bool:
     """Whether an input or output modifier changes nothing (on non-negative numbers, if ``non_negative``)."""
-    return _agrees(modifier, lambda x: x, _inputs(shape, non_negative))
+    return _agrees(modifier, lambda x: x, inputs(shape, non_negative))
 
 
+@remembered
 def is_zero(modifier: Modifier, shape: Sequence[int], *, non_negative: bool) -> bool:
     """Whether an input modifier gives zero (on non-negative numbers, if ``non_negative``)."""
-    return _agrees(modifier, torch.zeros_like, _inputs(shape, non_negative))
+    return _agrees(modifier, torch.zeros_like, inputs(shape, non_negative))
 
 
+@remembered
+def keeps_zero(modifier: Modifier, shape: Sequence[int]) -> bool:
+    """Whether an input modifier gives zero for zero."""
+    return _agrees(modifier, torch.zeros_like, [torch.zeros(tuple(shape), dtype=torch.float64)])
+
+
+def small(shapes: Mapping[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Shapes of few parameters to try, of the same names and ranks."""
+    return {name: [min(size, _SMALL) for size in shape] for name, shape in shapes.items()}
+
+
+@dataclass(frozen=True)
+class Alone:
+    """How one of an op's parameters is modified, given by itself."""
+
+    modify: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    name: str
+
+    def __call__(self, param: Tensor) -> Tensor:
+        return self.modify({self.name: param})[self.name]
+
+
+@remembered
 def keeps_params(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> bool:
     """Whether a parameter modifier changes none of the parameters of these names and ranks (tried on small ones)."""
-    small = {name: [min(size, _SMALL) for size in shape] for name, shape in shapes.items()}
-    for seed in _rounds(small.values()):
-        params = {name: numbers(shape, seed=seed) for name, shape in small.items()}
+    tried = small(shapes)
+    for seed in _rounds(tried.values()):
+        params = {name: numbers(shape, seed=seed) for name, shape in tried.items()}
         try:
             modified = modify({name: param.clone() for name, param in params.items()})
         except RuleError:
@@ -95,44 +127,48 @@ def keeps_params(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shape
     return True
 
 
+@remembered
 def is_relu(modifier: Modifier, shape: Sequence[int]) -> bool:
     """Whether an input modifier is a ReLU, however it is written."""
-    return _agrees(modifier, torch.relu, _inputs(shape, non_negative=False))
+    return _agrees(modifier, torch.relu, inputs(shape, non_negative=False))
 
 
+@remembered
 def is_negative_part(modifier: Modifier, shape: Sequence[int]) -> bool:
     """Whether an input modifier keeps what is negative alone, however it is written."""
-    return _agrees(modifier, lambda x: x.clamp(max=0), _inputs(shape, non_negative=False))
+    return _agrees(modifier, lambda x: x.clamp(max=0), inputs(shape, non_negative=False))
 
 
+@remembered
 def rectified(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> list[str]:
     """The parameters on which a parameter modifier is a ReLU, however it is written (tried on small ones)."""
-    small = {name: [min(size, _SMALL) for size in shape] for name, shape in shapes.items()}
-    alone = lambda name: lambda param: modify({name: param})[name]
-    return [name for name, shape in small.items() if _agrees(alone(name), torch.relu, _inputs(shape, False))]
+    tried = small(shapes).items()
+    return [name for name, shape in tried if _agrees(Alone(modify, name), torch.relu, inputs(shape, False))]
 
 
+@remembered
 def keeps_scale(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> bool:
     """Whether a parameter modifier commutes with positive factors of the weight, as a clamp does (tried on small)."""
-    small = {name: [min(size, _SMALL) for size in shape] for name, shape in shapes.items()}
-    if "weight" not in small:
+    tried = small(shapes)
+    if "weight" not in tried:
         return False
-    for seed in _rounds(small.values()):
-        params = {name: numbers(shape, seed=seed) for name, shape in small.items()}
+    for seed in _rounds(tried.values()):
+        params = {name: numbers(shape, seed=seed) for name, shape in tried.items()}
         # Powers of two: no rounding.
-        factor = 2.0 ** (numbers(small["weight"], seed=seed + 1).sign() * (1 + seed % 5))
+        factor = 2.0 ** (numbers(tried["weight"], seed=seed + 1).sign() * (1 + seed % 5))
         try:
             modified = modify({name: param.clone() for name, param in params.items()})
             scaled = modify({**params, "weight": params["weight"] * factor})
-            expected = {name: modified[name] * (factor if name == "weight" else 1) for name in small}
+            expected = {name: modified[name] * (factor if name == "weight" else 1) for name in tried}
         # As above.
         except Exception:
             return False
-        if not all(_equal(scaled[name], expected[name]) for name in small):
+        if not all(_equal(scaled[name], expected[name]) for name in tried):
             return False
     return True
 
 
+@remembered
 def reads_gradient(reducer: Reducer, count: int, index: int, zero_inputs: Sequence[int]) -> bool:
     """Whether a reducer's value depends on the gradient of branch `index`, where some branches' inputs are zero."""
     shape = (64,)
@@ -147,6 +183,7 @@ def reads_gradient(reducer: Reducer, count: int, index: int, zero_inputs: Sequen
         return True
 
 
+@remembered
 def shares_positive_products(
     modifiers: Sequence[Modifier],
     modify: Sequence[Callable[[dict[str, Tensor]], dict[str, Tensor]]],
@@ -181,6 +218,7 @@ def shares_positive_products(
     )
 
 
+@remembered
 @on_the_cpu
 def coefficients(reducer: Reducer, count: int) -> tuple[list[float], list[float]] | None:
     """The a and b of a reducer ``sum_i a_i x_i g_i + b_i g_i`` of `count` branches; None if it is not of this form."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,23 +12,21 @@ from zennit.core import Stabilizer
 
 from .branch import Mapper, Modifier
 
-__all__ = ["has_stabilizer", "quickened", "with_stabilizers"]
+__all__ = ["has_stabilizer", "quickened", "stabilized", "with_stabilizers"]
 
 
-def _quick(stabilizer: Stabilizer) -> Modifier:
-    """``z + epsilon sign(z)``, with sign(0) = 1: zennit's numbers in a quarter of its time."""
-    epsilon = stabilizer.epsilon
+def stabilized(z: Tensor, epsilon: float) -> Tensor:
+    """``z + epsilon sign(z)``, with sign(0) = 1: zennit's numbers in a quarter of its time.
 
-    def stabilize(z: Tensor) -> Tensor:
-        sign = z.detach().sign().add_(0.5).sign_()
-        return torch.add(z, sign, alpha=epsilon)
-
-    return stabilize
+    A zero with a sign takes this sign. There is none but as a sum of nothing else, that no relevance is shared by.
+    """
+    sign = torch.copysign(torch.full((), epsilon, dtype=z.dtype, device=z.device), z.detach())
+    return sign.add_(z)
 
 
 def quickened(function: Mapper) -> Mapper:
     """The same function, its plain stabilizers (that neither clip nor scale with the norm) replaced by quick ones."""
-    return with_stabilizers(function, lambda s: s if s.clip or s.norm_scale else _quick(s))
+    return with_stabilizers(function, lambda s: s if s.clip or s.norm_scale else partial(stabilized, epsilon=s.epsilon))
 
 
 def with_stabilizers(function: Mapper, replacement: Callable[[Stabilizer], Modifier]) -> Mapper:

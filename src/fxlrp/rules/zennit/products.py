@@ -1,0 +1,316 @@
+"""The fewest products of inputs and weights that a rule comes to, if what it modifies is sided.
+
+Of inputs and weights there are four kinds of products by their signs, ``x+ w+, x+ w-, x- w+, x- w-``; two, if inputs
+are non-negative. A branch of a rule whose modifiers are sided is a sum of these with coefficients ``p_i s_j``: a 2 x 2
+matrix of rank one, as is the forward pass's (of ones), which is known. What the mapper reads, and what the reducer
+makes of its gradients, are sums of branches: matrices too. One that is not of rank one is so after a multiple of the
+ones is taken off (its determinant is linear in that): ``z+ = (|w| |x| + w x) / 2`` needs one product, and not two; and
+of non-negative inputs all are sums of the forward pass's and of one other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from .sided import ALL, NONE, Sided
+
+__all__ = ["Plan", "Product", "Share", "SidedBranch", "Transposed", "Value", "plan_of"]
+
+
+@dataclass(frozen=True)
+class SidedBranch:
+    """A branch of a rule, and what the reducer multiplies it with."""
+
+    input: Sided
+    weight: Sided
+    bias: Sided
+    factor: float
+
+
+@dataclass(frozen=True)
+class Product:
+    """The op's value at modified inputs, weight and bias."""
+
+    input: Sided
+    weight: Sided
+    bias: Sided
+
+
+@dataclass(frozen=True)
+class Value:
+    """What the mapper reads: a multiple of the forward pass's value, multiples of products, a bias beside."""
+
+    forward: float
+    factors: tuple[float, ...]
+    bias: Sided
+
+
+@dataclass(frozen=True)
+class Transposed:
+    """What a sum of gradients is taken back to by a modified weight.
+
+    Attributes
+    ----------
+    weight : Sided
+        How it is modified.
+    gradients : tuple of (int, float)
+        Branches, and the factors of their gradients.
+    """
+
+    weight: Sided
+    gradients: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A part of the relevance: modified inputs times what is taken back, the sum of one or more."""
+
+    input: Sided
+    parts: tuple[Transposed, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a rule is evaluated.
+
+    Attributes
+    ----------
+    products : tuple of Product
+        What is computed beside the forward pass.
+    values : dict of int to Value
+        The sums of branches that the mapper reads, each at the place of its first branch; it reads no others.
+    shares : tuple of Share
+        What the relevance is the sum of.
+    """
+
+    products: tuple[Product, ...]
+    values: dict[int, Value]
+    shares: tuple[Share, ...]
+
+    @property
+    def reads_forward(self) -> bool:
+        """Whether the forward pass's value is needed."""
+        return any(value.forward for value in self.values.values())
+
+    def of_outputs(self, read: Collection[int]) -> Plan:
+        """The same, where the mapper reads no others than these."""
+        values = {i: value for i, value in self.values.items() if i in read}
+        used = [k for k in range(len(self.products)) if any(value.factors[k] for value in values.values())]
+        keep = lambda every: tuple(every[k] for k in used)
+        values = {i: replace(value, factors=keep(value.factors)) for i, value in values.items()}
+        return replace(self, products=keep(self.products), values=values)
+
+    @property
+    def inputs(self) -> set[Sided]:
+        """How inputs are modified."""
+        return {part.input for part in (*self.products, *self.shares)}
+
+    @property
+    def weights(self) -> set[Sided]:
+        """How weights are modified."""
+        return {part.weight for share in self.shares for part in share.parts} | {p.weight for p in self.products}
+
+    @property
+    def biases(self) -> set[Sided]:
+        """How biases are modified, where they are not left out."""
+        return {part.bias for part in (*self.products, *self.values.values())} - {NONE}
+
+    @property
+    def gradients(self) -> list[int]:
+        """The branches whose gradients are read."""
+        return sorted({i for share in self.shares for part in share.parts for i, _ in part.gradients})
+
+
+def plan_of(
+    branches: Sequence[SidedBranch],
+    sums: Sequence[Sequence[int]],
+    alike: Sequence[Sequence[tuple[int, float]]],
+    *,
+    non_negative: bool,
+    subtract: bool,
+) -> Plan:
+    """The plan of the fewest products.
+
+    Parameters
+    ----------
+    branches : sequence of SidedBranch
+        The rule's.
+    sums : sequence of sequences of int
+        The branches that the mapper reads, by the sums that it reads them in.
+    alike : sequence of sequences of (int, float)
+        The branches whose gradients are wanted, by what these are multiples of: that of the first in each.
+    non_negative : bool
+        Whether inputs are known to be non-negative.
+    subtract : bool
+        Whether something may be found as a difference of others, which cancel where it is small against these.
+    """
+    of = [_outer(b.input, b.weight, non_negative) for b in branches]
+    products, values = _values(branches, of, sums, non_negative, subtract)
+    shares: dict[Sided, list[Transposed]] = {}
+    for form, part in _transposed(branches, of, alike, subtract):
+        shares.setdefault(form, []).append(part)
+    return Plan(tuple(products), values, tuple(Share(form, tuple(parts)) for form, parts in shares.items()))
+
+
+def _outer(input: Sided, weight: Sided, non_negative: bool) -> Tensor:
+    found = torch.outer(torch.tensor(input, dtype=torch.float64), torch.tensor(weight, dtype=torch.float64))
+    return found[:1] if non_negative else found
+
+
+def _factored(matrix: Tensor) -> tuple[Sided, Sided] | None:
+    """The two sided functions that a matrix is the product of; None if its rank is two."""
+    if len(matrix) == 1:
+        return ALL, _sided(matrix[0])
+    row = int(matrix.abs().sum(1).argmax())
+    column = int(matrix[row].abs().argmax())
+    # The weight has the size, and the input the signs.
+    input, weight = matrix[:, column] / matrix[row, column], matrix[row]
+    return (_sided(input), _sided(weight)) if torch.allclose(torch.outer(input, weight), matrix, rtol=1e-12) else None
+
+
+def _sided(values: Tensor) -> Sided:
+    positive, negative = (float(value) for value in values)
+    return Sided(positive, negative)
+
+
+def _ones_off(matrix: Tensor) -> float | None:
+    """Which multiple of ones taken off leaves a matrix of rank one; None if none does."""
+    if len(matrix) == 1:
+        return 0.0
+    (a, b), (c, d) = matrix.tolist()
+    mixed = a + d - b - c
+    return (a * d - b * c) / mixed if abs(mixed) > 1e-9 * matrix.abs().max() else None
+
+
+def _combined(matrix: Tensor, basis: Sequence[Tensor]) -> list[float] | None:
+    """The factors of a sum of matrices that gives this one; None if there is none."""
+    columns = torch.stack([each.flatten() for each in basis], 1)
+    factors = torch.linalg.lstsq(columns, matrix.flatten()[:, None], driver="gelsd").solution[:, 0]
+    off = (columns @ factors - matrix.flatten()).abs().max()
+    if off > 1e-12 * matrix.abs().max():
+        return None
+    return [_unrounded(float(factor)) for factor in factors]
+
+
+def _unrounded(factor: float) -> float:
+    """A factor as it was before it was rounded: most are small multiples of a power of two."""
+    near = round(factor * 64) / 64
+    return near if abs(near - factor) < 1e-13 * max(1.0, abs(factor)) else factor
+
+
+def _values(
+    branches: Sequence[SidedBranch],
+    of: Sequence[Tensor],
+    sums: Sequence[Sequence[int]],
+    non_negative: bool,
+    subtract: bool,
+) -> tuple[list[Product], dict[int, Value]]:
+    ones = torch.ones_like(of[0])
+    products: list[Product] = []
+    found: list[Tensor] = []
+    chosen: dict[int, tuple[list[float], Sided]] = {}
+    for members in sums:
+        matrix, bias = torch.stack([of[i] for i in members]).sum(0), _total([branches[i].bias for i in members])
+        known = [ones, *found]
+        factors = _combined(matrix, known) if subtract else _multiple_of_one(matrix, known)
+        if factors is None:
+            forward, rest = 0.0, matrix
+            if subtract and _factored(matrix) is None and (off := _ones_off(matrix)) is not None:
+                forward, rest = off, matrix - off
+            new = _of_rank_one(rest)
+            left = _plus(bias, Sided(-forward, -forward))
+            products += [Product(*new[0], left), *(Product(*each, NONE) for each in new[1:])]
+            factors = [forward, *[0.0] * len(found), *[1.0] * len(new)]
+            found += [_outer(*each, non_negative) for each in new]
+        chosen[members[0]] = factors, bias
+    return products, {i: _value(factors, bias, products) for i, (factors, bias) in chosen.items()}
+
+
+def _of_rank_one(matrix: Tensor) -> list[tuple[Sided, Sided]]:
+    """The fewest pairs of sided functions whose products sum up to a matrix."""
+    whole = _factored(matrix)
+    if whole is not None:
+        return [whole]
+    return [(Sided(1.0, 0.0), _sided(matrix[0])), (Sided(0.0, 1.0), _sided(matrix[1]))]
+
+
+def _multiple_of_one(matrix: Tensor, known: Sequence[Tensor]) -> list[float] | None:
+    for i, each in enumerate(known):
+        factors = _combined(matrix, [each])
+        if factors is not None:
+            return [factors[0] if i == j else 0.0 for j in range(len(known))]
+    return None
+
+
+def _value(factors: Sequence[float], bias: Sided, products: Sequence[Product]) -> Value:
+    forward, *rest = factors
+    rest += [0.0] * (len(products) - len(rest))
+    have = _total([Sided(forward, forward), *(_times(p.bias, f) for p, f in zip(products, rest, strict=True))])
+    beside = _plus(bias, _times(have, -1.0))
+    negligible = max(map(abs, beside)) < 1e-12
+    return Value(forward, tuple(rest), NONE if negligible else beside)
+
+
+def _plus(a: Sided, b: Sided) -> Sided:
+    return Sided(a.positive + b.positive, a.negative + b.negative)
+
+
+def _times(a: Sided, factor: float) -> Sided:
+    return Sided(a.positive * factor, a.negative * factor)
+
+
+def _total(parts: Sequence[Sided]) -> Sided:
+    found = NONE
+    for part in parts:
+        found = _plus(found, part)
+    return found
+
+
+_Part = tuple[Sided, Transposed]
+
+
+def _transposed(
+    branches: Sequence[SidedBranch],
+    of: Sequence[Tensor],
+    alike: Sequence[Sequence[tuple[int, float]]],
+    subtract: bool,
+) -> Sequence[_Part]:
+    """The parts of the relevance, each with how the inputs that it is multiplied with are modified."""
+    wanted = [(same[0][0], [branches[i].factor * factor * of[i] for i, factor in same]) for same in alike]
+    matrices = {i: matrix for i, parts in wanted if bool((matrix := torch.stack(parts).sum(0)).any())}
+    direct = [
+        (input, Transposed(weight, ((i, 1.0),)))
+        for i, matrix in matrices.items()
+        for input, weight in _of_rank_one(matrix)
+    ]
+    if len(direct) <= 2 or not subtract:
+        return direct
+    return _joint(matrices) or direct
+
+
+def _joint(matrices: dict[int, Tensor]) -> Sequence[_Part]:
+    """All of them by the same two products, each of a sum of gradients; nothing if there is no such pair."""
+    for first in matrices.values():
+        off = _ones_off(first)
+        if off is None:
+            continue
+        other = first - off
+        pair = [torch.ones_like(other), other]
+        factors = {i: _combined(matrix, pair) for i, matrix in matrices.items()}
+        known = {i: each for i, each in factors.items() if each is not None}
+        if bool(other.any()) and len(known) == len(factors):
+            parts = [[(i, each[k]) for i, each in known.items() if each[k]] for k in range(2)]
+            forms = [(ALL, ALL), *_of_rank_one(other)]
+            return [_part(*form, part) for form, part in zip(forms, parts, strict=True) if part]
+    return []
+
+
+def _part(input: Sided, weight: Sided, gradients: Sequence[tuple[int, float]]) -> _Part:
+    """With a factor that all gradients have in the weight."""
+    first = gradients[0][1]
+    factors = tuple((i, _unrounded(factor / first)) for i, factor in gradients)
+    return input, Transposed(_times(weight, first), factors)
