@@ -21,7 +21,7 @@ import fxlrp
 from fxlrp.relevance.rewrites import fewest_products
 from fxlrp.relevance.step import Step
 from fxlrp.rules.zennit.planned import PlannedRule
-from fxlrp.rules.zennit.reading import reading_of
+from fxlrp.rules.zennit.reading import Use, reading_of
 from fxlrp.rules.zennit.traced import traced
 from fxlrp.testing import composites, inputs, networks, trained
 from fxlrp.testing.assertions import relative
@@ -129,7 +129,7 @@ class Own(BasicHook):
 
 
 def test_what_a_rule_comes_to_is_found_out_by_its_functions():
-    reading = reading_of(Own().gradient_mapper, 3, [0, 1], [], shut=False)
+    reading = reading_of(Own().gradient_mapper, Use(3, (0, 1), (), shut=False))
     assert reading == (((0, 1),), (((0, 1.0), (1, 2.0)),))
     torch.manual_seed(0)
     model, x = trained(Chain()).eval(), torch.randn(2, WIDTH, 6, 6, dtype=torch.float64)
@@ -141,10 +141,10 @@ def test_what_a_rule_comes_to_is_found_out_by_its_functions():
 def test_a_mapper_is_followed_as_far_as_it_is_wanted():
     """Of gamma's in front of a ReLU, a quotient is left: no comparison, and not the forward pass's value."""
     mapper = zr.Gamma(0.25).gradient_mapper
-    shut = traced(mapper, 5, [0], [0, 4], [4], shut=True)
+    shut = traced(mapper, Use(5, (0,), (4,), shut=True), [0, 4])
     assert shut is not None
     assert shut.reads == {0}
-    open_ = traced(mapper, 5, [0, 2], [0, 2, 4], [4], shut=False)
+    open_ = traced(mapper, Use(5, (0, 2), (4,), shut=False), [0, 2, 4])
     assert open_ is not None
     assert open_.reads == {0, 2, 4}
     draw = lambda seed: torch.randn(50, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
@@ -164,7 +164,7 @@ def test_a_mapper_is_followed_as_far_as_it_is_wanted():
     ids=["looks at values", "leaves torch"],
 )
 def test_a_mapper_that_cannot_be_followed_is_called(mapper):
-    assert traced(mapper, 1, [0], [0], [], shut=False) is None
+    assert traced(mapper, Use(1, (0,), (), shut=False), [0]) is None
 
 
 def test_what_is_found_out_is_remembered_while_a_pass_is_written_and_no_longer():
@@ -200,8 +200,74 @@ def test_what_is_found_out_is_remembered_while_a_pass_is_written_and_no_longer()
     assert relative(found.relevance, before) > 1e-3
 
 
+def far_below(r, o):
+    return [(o[0] > -10.0) * r / (1 + o[0].abs()), r]
+
+
+def far_above(r, o):
+    return [r / (1 + (o[0].clamp(max=20.0) + o[1]).abs())] * 2
+
+
+def of_a_sum(r, o):
+    return [r / (1 + (o[0] + o[1]).abs())] * 2
+
+
+FAR = {
+    "a mapper below": (far_below, lambda inputs, gradients: inputs[0] * gradients[0]),
+    "a mapper above": (far_above, lambda inputs, gradients: inputs[0] * gradients[0] + inputs[1] * gradients[1]),
+    "a reducer": (
+        of_a_sum,
+        lambda inputs, gradients: inputs[0] * gradients[0] + (inputs[1] * gradients[1]).clamp(-9, 9),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_what_a_rule_does_with_large_values_alone_is_seen(name):
+    """Probed on numbers about one, it would be taken for what it does there."""
+    mapper, reducer = FAR[name]
+    rule = BasicHook(
+        input_modifiers=[lambda x: x.clamp(min=0), lambda x: x.clamp(max=0)],
+        param_modifiers=[lambda p, _: p] * 2,
+        output_modifiers=[lambda z: z] * 2,
+        gradient_mapper=mapper,
+        reducer=reducer,
+    )
+    torch.manual_seed(0)
+    model, x = trained(Chain()).eval(), 100 * torch.randn(2, WIDTH, 6, 6, dtype=torch.float64)
+    found, plain = twin_of(model, rule)(x, 1), twin_of(model, rule, optimize=False)(x, 1)
+    assert relative(found.relevance, plain.relevance) < 1e-11
+
+
+@pytest.mark.parametrize("trainable", [False, True], ids=["fixed", "trainable"])
+@pytest.mark.parametrize("names", [True, ("fewest_products", "side_by_side")], ids=["all", "two"])
+def test_weights_that_are_no_constants_are_taken_back_one_by_one(names, trainable):
+    """A batch norm in training mode makes them of the batch's statistics."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 1), nn.ReLU(), nn.Conv2d(WIDTH, WIDTH, 1), nn.BatchNorm2d(WIDTH))
+    model, x = trained(nn.Sequential(model, nn.Flatten())).train(), torch.randn(3, WIDTH, 4, 4, dtype=torch.float64)
+    options = {"trainable": trainable}
+    found = twin_of(model, zr.AlphaBeta(2, 1), optimize=names, **options)(x, 1)
+    assert (
+        relative(found.relevance, twin_of(model, zr.AlphaBeta(2, 1), optimize=False, **options)(x, 1).relevance) < 1e-11
+    )
+
+
+@pytest.mark.parametrize("end", [nn.Flatten(), nn.Identity(), nn.MaxPool2d(2)], ids=["view", "itself", "pool"])
+def test_a_unit_is_not_shut_to_a_seed(end):
+    """It may be anything, where the ReLU's value is zero too."""
+    torch.manual_seed(0)
+    model, x = (
+        trained(nn.Sequential(nn.Conv2d(WIDTH, WIDTH, 1), nn.ReLU(), end)).eval(),
+        torch.randn(2, WIDTH, 4, 4).double(),
+    )
+    seed = torch.randn_like(model(x))
+    found, plain = twin_of(model, zr.Gamma(0.25))(x, seed), twin_of(model, zr.Gamma(0.25), optimize=False)(x, seed)
+    assert relative(found.relevance, plain.relevance) < 1e-11
+
+
 class Branching(nn.Module):
-    """A ReLU whose value has another reader: a layer (of this rule), or the output."""
+    """A ReLU whose value has another reader."""
 
     def __init__(self, reader):
         super().__init__()

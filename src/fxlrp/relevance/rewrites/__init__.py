@@ -45,7 +45,7 @@ FORWARD: dict[str, Callable[[fx.GraphModule], None]] = {
     "max_pool_winners": keep_winners_of_max_pooling,
     "one_sided_clips": clip_on_one_side,
 }
-"""Those that change the forward pass, so that it gives out what the relevance pass would find again."""
+"""Those that change the forward pass: what it gives out need not be found again, what never holds is not asked."""
 
 
 def rewrites_of(given: bool | Collection[str]) -> tuple[str, ...]:

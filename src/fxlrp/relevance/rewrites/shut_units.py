@@ -61,8 +61,8 @@ class _Shut:
         return self._all(value, self._shuts)
 
     def _all(self, value: fx.Node, holds: Callable[[Assignment], bool]) -> bool:
-        readers = self._readers[value]
-        return value is not self._explained and bool(readers) and all(holds(each) for each in readers)
+        """Whether it holds of all that gives relevance to a value: a seed may be anything."""
+        return value is not self._explained and all(holds(each) for each in self._readers[value])
 
     def _shuts(self, reader: Assignment) -> bool:
         op = reader.site.op
@@ -73,8 +73,8 @@ class _Shut:
     def _zeros(self, node: fx.Node) -> bool:
         """Whether the relevance of an op's value, or of each of them, is zero where the value is."""
         if node not in self._found:
-            items = [user for user in node.users if user.target is operator.getitem] or [node]
-            self._found[node] = all(self._all(item, self._keeps_zeros) for item in items if item in self._readers)
+            items = [user for user in node.users if user.target is operator.getitem]
+            self._found[node] = all(self._all(item, self._keeps_zeros) for item in (node, *items))
         return self._found[node]
 
     def _keeps_zeros(self, reader: Assignment) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeGuard
 
@@ -17,7 +17,7 @@ from ..base import Account, Refused, Rule, Site
 from . import probe
 from .account import Evaluated, account_of, expected_of
 from .branch import Branch, Mapper, Modifying, branches_of, check_params, modified_params
-from .reading import Reading, reading_of
+from .reading import Reading, Use, reading_of
 from .spelled import spelled
 from .stabilizer import quickened
 from .traced import TracedMapper, traced
@@ -121,18 +121,19 @@ class BasicRule(Rule):
         """How its mapper goes by its branches at a site, as far as their gradients are read; None if not known."""
         count = len(self.branches)
         wanted = [i for i in range(count) if probe.reads_gradient(self.hook.reducer, count, i, ())]
-        return reading_of(self.hook.gradient_mapper, count, wanted, self._forward(site), shut=site.shut)
+        return reading_of(self.hook.gradient_mapper, self._use(site, wanted))
 
-    def _forward(self, site: Site) -> list[int]:
-        """The branches whose output is the forward pass's."""
+    def _use(self, site: Site, wanted: Sequence[int]) -> Use:
+        """How its mapper is used at a site, if the gradients of these branches are read."""
         shape, shapes = site.input_shape, dict(site.param_shapes)
-        return [
+        forward = tuple(
             i
             for i, branch in enumerate(self.branches)
             if probe.is_identity(branch.output_modifier, (64,), non_negative=False)
             and probe.is_identity(branch.input_modifier, shape, non_negative=site.non_negative)
             and probe.keeps_params(self.modifying(branch, site), shapes)
-        ]
+        )
+        return Use(len(self.branches), tuple(wanted), forward, site.shut)
 
     def with_mapper(self, site: Site) -> Self:
         """The rule with a mapper that gives the same in fewer passes over memory."""
@@ -140,9 +141,8 @@ class BasicRule(Rule):
         given = [i for i, branch in enumerate(self.branches) if branch.reads_output]
         return replace(self, mapper=self._cheaper_mapper(site, wanted, given) or quickened(self.hook.gradient_mapper))
 
-    def _cheaper_mapper(self, site: Site, wanted: Collection[int], given: Collection[int]) -> TracedMapper | None:
-        forward = self._forward(site)
-        return traced(self.hook.gradient_mapper, len(self.branches), wanted, given, forward, shut=site.shut)
+    def _cheaper_mapper(self, site: Site, wanted: Sequence[int], given: Sequence[int]) -> TracedMapper | None:
+        return traced(self.hook.gradient_mapper, self._use(site, wanted), given)
 
     def takes_scale(self, site: Site) -> bool:
         branches = [b for b in (*self.branches, *self.of_non_negative) if not b.keeps_params]

@@ -30,7 +30,8 @@ class PlannedRule(BasicRule):
     plan : Plan
         What is computed.
     beside : bool
-        Whether transposes that are summed up are one, with the channels of their gradients side by side.
+        Whether transposes that are summed up are one, with the channels of their gradients side by side, where
+        parameters are constants.
     constants : dict of (str, Sided or tuple of Sided) to Tensor or None
         The modified parameters, by name, where they are constants; of several, weights side by side.
     """
@@ -64,16 +65,13 @@ class PlannedRule(BasicRule):
         constants |= {("weight", product.weight): product.weight(weight) for product in self.plan.products}
         for share in self.plan.shares:
             forms = tuple(part.weight for part in share.parts)
-            if self._is_beside(share):
+            if self.beside and len(forms) > 1:
                 assert site.op.channels is not None
                 side_by_side = torch.cat([form(weight) for form in forms], site.op.channels.of_weight)
                 constants["weight", forms] = side_by_side
             else:
                 constants |= {("weight", form): form(weight) for form in forms}
         return replace(self, constants=constants)
-
-    def _is_beside(self, share: Share) -> bool:
-        return self.beside and len(share.parts) > 1
 
     def _param(self, call: Call, name: str, form: Sided) -> Mapping[str, Tensor | None]:
         """A parameter as a form has it; nothing, if the op has none."""
@@ -117,10 +115,9 @@ class PlannedRule(BasicRule):
         """What a share's inputs are multiplied with."""
         dtype = call.inputs[0].dtype
         gradients = [_sum([(f, mapped[i]) for i, f in part.gradients]).to(dtype) for part in share.parts]
-        if self._is_beside(share):
-            assert self.constants is not None
+        weight = (self.constants or {}).get(("weight", tuple(part.weight for part in share.parts)))
+        if weight is not None:
             assert call.op.channels is not None
-            weight = self.constants["weight", tuple(part.weight for part in share.parts)]
             (taken,) = call.with_params({"weight": weight}).vjp(torch.cat(gradients, call.op.channels.of_value))
             return taken
         parts = zip(share.parts, gradients, strict=True)

@@ -13,7 +13,7 @@ from ...values import on_the_cpu
 from .branch import Mapper
 from .memory import remembered
 
-__all__ = ["Reading", "gradients", "reading_of", "tries"]
+__all__ = ["Reading", "Use", "gradients", "reading_of", "tries"]
 
 _Try = tuple[Tensor, list[Tensor]]
 
@@ -37,36 +37,49 @@ class Reading(NamedTuple):
     alike: tuple[tuple[tuple[int, float], ...], ...]
 
 
+class Use(NamedTuple):
+    """How a rule uses its mapper at a place.
+
+    Attributes
+    ----------
+    branches : int
+        How many it has.
+    wanted : tuple of int
+        Those whose gradients the reducer reads.
+    forward : tuple of int
+        Those whose output is the forward pass's.
+    shut : bool
+        Whether relevance is zero wherever the forward pass's output is not positive.
+    """
+
+    branches: int
+    wanted: tuple[int, ...]
+    forward: tuple[int, ...]
+    shut: bool
+
+
 @remembered
 @on_the_cpu
-def reading_of(
-    mapper: Mapper, count: int, wanted: Collection[int], forward: Collection[int], *, shut: bool
-) -> Reading | None:
+def reading_of(mapper: Mapper, use: Use) -> Reading | None:
     """How a mapper goes by its branches, found out on numbers; None if it refuses these.
 
     Parameters
     ----------
     mapper : callable
         The rule's gradient mapper.
-    count : int
-        Of how many branches.
-    wanted : collection of int
-        Those whose gradients the reducer reads.
-    forward : collection of int
-        Those whose output is the forward pass's.
-    shut : bool
-        Whether relevance is zero wherever the forward pass's output is not positive.
+    use : Use
+        How it is used.
     """
     try:
-        numbers = list(tries(count, forward, shut))
-        found = [gradients(mapper, wanted, *each) for each in numbers]
-        differ = partial(_differ, mapper, wanted, numbers, found)
-        read = [i for i in range(count) if differ(_exchanged(i))]
+        numbers = list(tries(use))
+        found = [gradients(mapper, use.wanted, *each) for each in numbers]
+        differ = partial(_differ, mapper, use.wanted, numbers, found)
+        read = [i for i in range(use.branches) if differ(_exchanged(i))]
         sums = _grouped(read, lambda i, j: not differ(_shifted(i, j)))
     # A user's mapper may refuse numbers that are not its layer's.
     except Exception:
         return None
-    left, alike = [i for i in wanted if any(bool(each[i].any()) for each in found)], []
+    left, alike = [i for i in use.wanted if any(bool(each[i].any()) for each in found)], []
     while left:
         first = left[0]
         same = [(i, factor) for i in left if (factor := _factor(found, i, first)) is not None]
@@ -75,13 +88,16 @@ def reading_of(
     return Reading(tuple(map(tuple, sums)), tuple(alike))
 
 
-def tries(count: int, forward: Collection[int], shut: bool) -> Iterator[_Try]:
+def tries(use: Use) -> Iterator[_Try]:
+    """Relevance and outputs, of which those at one place are of a magnitude, and those at all of many."""
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(_ENOUGH, generator=generator, dtype=torch.float64)
+    magnitude = lambda: 10 ** (30 * torch.rand(_ENOUGH, generator=generator, dtype=torch.float64) - 15)
     for _ in range(_TRIES):
-        relevance, value = draw(), draw()
-        outputs = [value if i in forward else draw() for i in range(count)]
-        yield (relevance * (value > 0) if shut else relevance), outputs
+        of_outputs = magnitude()
+        relevance, value = draw() * magnitude(), draw() * of_outputs
+        outputs = [value if i in use.forward else draw() * of_outputs for i in range(use.branches)]
+        yield (relevance * (value > 0) if use.shut else relevance), outputs
 
 
 def gradients(
@@ -127,7 +143,7 @@ def _exchanged(index: int) -> Callable[[Tensor, list[Tensor]], None]:
 
 def _shifted(taken_from: int, given_to: int) -> Callable[[Tensor, list[Tensor]], None]:
     def change(relevance: Tensor, outputs: list[Tensor]) -> None:
-        amount = relevance.roll(1)
+        amount = 0.37 * outputs[given_to] * relevance.sign()
         outputs[taken_from], outputs[given_to] = outputs[taken_from] - amount, outputs[given_to] + amount
 
     return change

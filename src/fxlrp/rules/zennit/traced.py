@@ -14,7 +14,7 @@ from zennit.core import Stabilizer
 
 from .branch import Mapper
 from .memory import remembered
-from .reading import gradients, tries
+from .reading import Use, gradients, tries
 from .stabilizer import stabilized, with_stabilizers
 
 __all__ = ["TracedMapper", "traced"]
@@ -67,37 +67,24 @@ class TracedMapper:
 
 
 @remembered
-def traced(
-    mapper: Mapper,
-    count: int,
-    wanted: Collection[int],
-    given: Collection[int],
-    forward: Collection[int],
-    *,
-    shut: bool,
-) -> TracedMapper | None:
+def traced(mapper: Mapper, use: Use, given: Collection[int]) -> TracedMapper | None:
     """The same mapper, as far as it is wanted; None if it cannot be followed.
 
     Parameters
     ----------
     mapper : callable
         The rule's gradient mapper.
-    count : int
-        Of how many branches.
-    wanted : collection of int
-        The branches whose gradient is wanted.
+    use : Use
+        How it is used.
     given : collection of int
         The branches whose output it is given; in the others' place, zero.
-    forward : collection of int
-        As of `fxlrp.rules.zennit.reading.reading_of`.
-    shut : bool
-        As of `fxlrp.rules.zennit.reading.reading_of`.
     """
+    wanted = use.wanted
     try:
-        graph = _followed(mapper, count, wanted, given)
+        graph = _followed(mapper, use, given)
         numbers = [
             (relevance, [output if i in given else output.new_zeros(()) for i, output in enumerate(outputs)])
-            for relevance, outputs in tries(count, forward, shut)
+            for relevance, outputs in tries(use)
         ]
         of_mapper = [gradients(mapper, wanted, *each) for each in numbers]
 
@@ -119,12 +106,12 @@ def _agree(a: dict[int, Tensor], b: dict[int, Tensor]) -> bool:
     return all(torch.allclose(a[i], b[i], rtol=1e-12, atol=0.0) for i in a)
 
 
-def _followed(mapper: Mapper, count: int, wanted: Collection[int], given: Collection[int]) -> fx.Graph:
+def _followed(mapper: Mapper, use: Use, given: Collection[int]) -> fx.Graph:
     """The mapper's graph: relevance and outputs to the gradients that are wanted; what it is not given is a zero."""
     graph = fx.Graph()
     tracer = GraphAppendingTracer(graph)
     relevance: Any = fx.Proxy(graph.placeholder("relevance"), tracer)
-    outputs: list[Any] = [fx.Proxy(graph.placeholder(f"output_{i}"), tracer) for i in range(count)]
+    outputs: list[Any] = [fx.Proxy(graph.placeholder(f"output_{i}"), tracer) for i in range(use.branches)]
 
     def stabilizer(of: Stabilizer) -> Callable[[Any], Any]:
         epsilon = of.epsilon
@@ -133,7 +120,7 @@ def _followed(mapper: Mapper, count: int, wanted: Collection[int], given: Collec
 
     found: Any = with_stabilizers(mapper, stabilizer)(relevance, outputs)
     found = [found] if isinstance(found, fx.Proxy) else list(found)
-    graph.output(tuple(found[i].node for i in wanted))
+    graph.output(tuple(found[i].node for i in use.wanted))
     for i, output in enumerate(outputs):
         if i not in given:
             output.node.meta["zero"] = True
