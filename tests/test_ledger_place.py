@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -14,9 +13,7 @@ from torch import fx, nn
 from zennit.core import Stabilizer
 
 import fxlrp
-import fxlrp.recipe
-from fxlrp import canonizers, rules
-from fxlrp.capture import capture
+from fxlrp import rules
 from fxlrp.ledger.books import relative
 from fxlrp.ops import _OPS, linear, lookup
 from fxlrp.ops.pooling import max_pooled
@@ -54,24 +51,11 @@ X = torch.randn(SIZE, SIZE, SIZE, SIZE, generator=torch.Generator().manual_seed(
 COMPOSITE = composite_of(zr.Epsilon(1e-3))
 
 
-@contextmanager
-def captured_once(model, x):
-    """All twins of this model share one capture."""
-    found = capture(model, (x,), keep=canonizers.reads())
-    with pytest.MonkeyPatch.context() as patch:
-        plain = fxlrp.recipe.capture
-        patch.setattr(
-            fxlrp.recipe, "capture", lambda m, *rest, **options: found if m is model else plain(m, *rest, **options)
-        )
-        yield
-
-
 @pytest.fixture(scope="module")
 def movers():
     torch.manual_seed(0)
     model = trained(Movers()).eval()
-    with captured_once(model, X):
-        yield model
+    return model
 
 
 def audited(model):
@@ -281,8 +265,7 @@ BASIC = {
 def residual():
     torch.manual_seed(0)
     model, x = trained(Residual()).eval(), rand(2, 3, 6, 6)
-    with captured_once(model, x):
-        yield lambda rule: fxlrp.audit(fxlrp.convert(model, composite_of(rule), trainable=True), x, 1)
+    return lambda rule: fxlrp.audit(fxlrp.convert(model, composite_of(rule), trainable=True), x, 1)
 
 
 @pytest.mark.parametrize("name", BASIC)

@@ -18,9 +18,6 @@ from zennit.layer import Sum
 from zennit.types import Activation, AvgPool, BatchNorm, Linear
 
 import fxlrp.recipe
-import fxlrp.twin
-from fxlrp import canonizers
-from fxlrp.capture import capture
 from fxlrp.errors import InputError
 from fxlrp.relevance.rewrites import FORWARD, REWRITES
 from fxlrp.testing import trained
@@ -75,15 +72,11 @@ RULES = {
 
 @pytest.fixture(scope="module")
 def case():
-    """A model and an input. All twins have the model itself, and one capture of it."""
+    """A model and an input."""
     torch.manual_seed(0)
     model, x = trained(Mixed()).eval(), torch.randn(3, 2, 8, 8, dtype=torch.float64)
     model.pre.weight.data.abs_()
-    captured = capture(model, (x,), keep=canonizers.reads())
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fxlrp.twin, "snapshot", lambda model: model)
-        patch.setattr(fxlrp.recipe, "capture", lambda *args, **options: captured)
-        yield model, x
+    return model, x
 
 
 def found(model, x, rule, trainable, optimize):

@@ -247,6 +247,10 @@ class Programs:
         for program in self.all:
             if program.settings == now and program.capture.fits(inputs):
                 return program
+        found = self._recipe.calls(inputs) if self.all else None
+        for program in self.all:
+            if found is not None and found == program.capture.trace.calls and self._speaks_for(program, inputs, now):
+                return program
         captured = self._recipe.captured(inputs)
         if self._recipe.exported is not None and not captured.fits(inputs):
             made_for = ", ".join(f"{tuple(n.meta['val'].shape)} {n.meta['val'].dtype}" for n in captured.placeholders)
@@ -255,12 +259,15 @@ class Programs:
             )
         fingerprint = captured.fingerprint()
         for program in self.all:
-            # Attributes that changed were immaterial, if the graph is the same.
-            same = all(now.get(key) == value for key, value in program.settings.items() if not isinstance(key, tuple))
-            fits = program.capture.fits(inputs) or not program.size_bound
-            if same and fits and program.fingerprint == fingerprint:
+            if program.fingerprint == fingerprint and self._speaks_for(program, inputs, now):
                 return program
         return self._recipe.program(captured, fingerprint, now, self._lender)
+
+    def _speaks_for(self, program: Program, inputs: tuple[Tensor, ...], now: dict[Hashable, Hashable]) -> bool:
+        """Whether a program, of which the graph is the same, may run these inputs."""
+        # Attributes that changed were immaterial.
+        same = all(now.get(key) == value for key, value in program.settings.items() if not isinstance(key, tuple))
+        return same and (program.capture.fits(inputs) or not program.size_bound)
 
     def _renewed(self, stale: Program) -> Program:
         """The same program, of the weights as they are now: nothing is captured again."""

@@ -14,7 +14,7 @@ from zennit.core import BasicHook, Composite
 
 from . import composites
 from .canonizers import canonize_graph, fold_constants, reads
-from .capture import Capture, Output, capture
+from .capture import Capture, Output, Rehearsal, capture, rehearsed
 from .errors import ModulePathError
 from .given import check_inputs
 from .graph import writes_buffers
@@ -112,6 +112,11 @@ class Recipe:
         """The model's graph at such inputs."""
         check_inputs(inputs)
         return capture(self._source(), inputs, self.output, keep=reads())
+
+    def calls(self, inputs: tuple[Tensor, ...]) -> Rehearsal | None:
+        """What the model calls on such inputs, if that can be told without capturing it."""
+        source = self._source()
+        return rehearsed(source, inputs) if isinstance(source, nn.Module) else None
 
     def _source(self) -> nn.Module | ExportedProgram:
         """What is captured: the model, or a copy with the same parameters that foreign canonizers were applied to."""

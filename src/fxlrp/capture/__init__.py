@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import operator
-import sys
-from collections.abc import Collection, Mapping
+import threading
+from collections import OrderedDict
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.fx.node import map_arg
@@ -16,14 +15,24 @@ from torch.utils import _pytree as pytree
 
 from ..graph import drop_dead_code, name_of_target
 from ..marks import PROCESS_GROUP, SYNCHRONIZED
+from ..models import tensors_by_path
+from ..ops import known
 from ..place import module_path
 from ..signature import Target
 from .copying import copied
 from .export import LocalBatchNorm, detached, exported, without_synchronization
 from .functional import as_functional
 from .outputs import Output, chosen
+from .rehearsal import Rehearsal, rehearsed
+from .trace import Trace
 
-__all__ = ["Capture", "Output", "capture"]
+__all__ = ["Capture", "Output", "Rehearsal", "Trace", "capture", "rehearsed"]
+
+KEPT = 16
+"""How many traces are kept, for other models that call the same: a second twin of a model, mostly."""
+
+_TRACES: OrderedDict[Hashable, Trace] = OrderedDict()
+_LOCK = threading.Lock()
 
 
 @dataclass
@@ -32,6 +41,8 @@ class Capture:
 
     Attributes
     ----------
+    trace : Trace
+        What was captured, without the model.
     graph_module : fx.GraphModule
         Placeholders are the inputs, the one output is the tensor to explain. Ops are functional (no op writes to its
         inputs) except for ``aten.copy_`` onto the model's buffers. Parameters are ``get_attr`` nodes; they are the
@@ -42,36 +53,13 @@ class Capture:
         program).
     """
 
+    trace: Trace
     graph_module: fx.GraphModule
     modules: Mapping[str, nn.Module]
-    _guard: nn.Module | None
-    _ranges: Mapping[Any, Any]
-
-    def __post_init__(self) -> None:
-        values = [node.meta["val"] for node in self.placeholders]
-        self._forms = [(value.dtype, [self._limits(size) for size in value.shape]) for value in values]
 
     def fits(self, inputs: tuple[Tensor, ...]) -> bool:
         """Whether this capture speaks for inputs of these shapes and dtypes; torch.compile follows what it asks."""
-        for (dtype, limits), x in zip(self._forms, inputs, strict=True):
-            if dtype != x.dtype or len(limits) != x.ndim:
-                return False
-            if any(not least <= size <= most for (least, most), size in zip(limits, x.shape, strict=True)):
-                return False
-        try:
-            if self._guard is not None:
-                self._guard(*inputs)
-        # torch.export's guards speak by assertions, of one type or another.
-        except (AssertionError, RuntimeError):
-            return False
-        return True
-
-    def _limits(self, size: int | torch.SymInt) -> tuple[int, int]:
-        """The least and the largest size of a dimension."""
-        if isinstance(size, int):
-            return size, size
-        allowed = self._ranges.get(size.node.expr)
-        return (0, -1) if allowed is None else (int(allowed.lower), min(allowed.upper, sys.maxsize))
+        return self.trace.fits(inputs)
 
     @property
     def placeholders(self) -> list[fx.Node]:
@@ -128,24 +116,60 @@ def capture(
         If `torch.export` cannot capture the model (control flow that depends on the data, mostly), or there is no
         such output.
     """
-    if isinstance(model, nn.Module):
-        model = without_synchronization(model)
-    program = model if isinstance(model, ExportedProgram) else detached(exported(model, inputs))
-    spelled = as_functional(program, keep)
+    if isinstance(model, ExportedProgram):
+        trace, tensors = _traced(model, output, keep, None)
+        return Capture(trace, trace.on(tensors), {})
+    model = without_synchronization(model)
+    trace = _trace_of(model, inputs, output, frozenset(keep))
+    captured = Capture(trace, trace.on(tensors_by_path(model)), dict(model.named_modules(remove_duplicate=False)))
+    _mark_synchronized(captured)
+    return captured
+
+
+def _trace_of(model: nn.Module, inputs: tuple[Tensor, ...], output: Output, keep: frozenset[Target]) -> Trace:
+    """That of a model which called the same on such inputs, or a new one."""
+    calls = rehearsed(model, inputs)
+    forms = tuple((type(x), x.dtype, tuple(x.shape), x.stride(), x.device) for x in inputs)
+    key = calls, forms, output, keep, known()
+    with _LOCK:
+        if key in _TRACES:
+            _TRACES.move_to_end(key)
+            return _TRACES[key]
+    trace, _ = _traced(detached(exported(model, inputs)), output, keep, calls)
+    # What a function chooses may change with what it reads.
+    if calls is not None and not callable(output):
+        with _LOCK:
+            _TRACES[key] = trace
+            while len(_TRACES) > KEPT:
+                _TRACES.popitem(last=False)
+    return trace
+
+
+def _traced(
+    program: ExportedProgram, output: Output, keep: Collection[Target], calls: Rehearsal | None
+) -> tuple[Trace, dict[str, Tensor]]:
+    """An exported program's trace, and its parameters and buffers."""
+    spelled, others = as_functional(program, keep)
     module = spelled.module()
     assert isinstance(module, fx.GraphModule)
-    traces = {node.name: node.meta.get("stack_trace") for node in program.graph.nodes}
+    sources = {node.name: node.meta.get("stack_trace") for node in program.graph.nodes}
     spec = spelled.call_spec.out_spec
     assert spec is not None
-    graph, guard = copied(module, traces, lambda flat: chosen(pytree.tree_unflatten(flat, spec), output))
+    graph, guard = copied(module, sources, lambda flat: chosen(pytree.tree_unflatten(flat, spec), output))
     drop_dead_code(graph)
-    modules = {} if isinstance(model, ExportedProgram) else dict(model.named_modules(remove_duplicate=False))
-    for node in graph.nodes:
-        owner = modules.get(module_path(node))
+    tensors = tensors_by_path(module)
+    own = {*spelled.graph_signature.parameters, *spelled.graph_signature.buffers}
+    paths = dict.fromkeys(str(node.target) for node in graph.find_nodes(op="get_attr"))
+    constants = {path: operator.attrgetter(path)(module) for path in paths if path not in own}
+    return Trace(graph, constants, guard, spelled.range_constraints, None if others else calls), tensors
+
+
+def _mark_synchronized(captured: Capture) -> None:
+    for node in captured.graph_module.graph.nodes:
+        owner = captured.modules.get(module_path(node))
         if isinstance(owner, LocalBatchNorm) and owner.training:
             SYNCHRONIZED.put(node, True)
             PROCESS_GROUP.put(node, owner.process_group.group_name if owner.process_group else None)
-    return Capture(fx.GraphModule(module, graph, "Capture"), modules, guard, spelled.range_constraints)
 
 
 def _identity(module: nn.Module, node: fx.Node) -> object:

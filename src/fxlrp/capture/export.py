@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +10,9 @@ from torch.export import Dim, ExportedProgram
 
 from ..errors import CaptureError
 from ..graph import replace_reads
-from ..models import copy_sharing_tensors, hooks_leave_no_trace
-from .failure import why_not, without_graphs
+from ..models import copy_sharing_tensors
+from .conditions import conditions
+from .failure import why_not
 
 __all__ = ["LocalBatchNorm", "detached", "exported", "without_synchronization"]
 
@@ -39,32 +35,8 @@ def without_synchronization(model: nn.Module) -> nn.Module:
     return model
 
 
-@contextmanager
-def _normalization_that_can_be_followed() -> Iterator[None]:
-    """Put torchvision's second `normalize` in the place of its first, which looks at values of a tensor."""
-    functional = sys.modules.get("torchvision.transforms._functional_tensor")
-    if functional is None:
-        yield
-        return
-    from torchvision.transforms.v2.functional import normalize_image
-
-    with patch.object(functional, "normalize", normalize_image):
-        yield
-
-
 def exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> ExportedProgram:
-    with ExitStack() as stack:
-        stack.enter_context(hooks_leave_no_trace(model))
-        stack.enter_context(_normalization_that_can_be_followed())
-        stack.enter_context(warnings.catch_warnings())
-        # What a forward pass keeps on its module, and the second list of parameters of a recurrent layer, is put back.
-        warnings.filterwarnings("ignore", message="The tensor attributes? ")
-        stack.enter_context(without_graphs())
-        stack.enter_context(torch.inference_mode(False))
-        # Where gradients are off already, a model's own no_grad would leave no trace.
-        stack.enter_context(torch.enable_grad())
-        for kind in {x.device.type for x in inputs}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
+    with conditions(model, inputs):
         inputs = tuple(x.detach().clone() for x in inputs)
         batch_free = tuple({0: Dim.AUTO} if x.ndim and x.shape[0] > 1 else {} for x in inputs)
         try:

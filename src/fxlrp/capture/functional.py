@@ -19,8 +19,8 @@ from ..signature import Target
 __all__ = ["as_functional"]
 
 
-def as_functional(program: ExportedProgram, keep: Collection[Target]) -> ExportedProgram:
-    """In-place ops and writes through views made functional, and unknown ops spelled out in others, by torch itself."""
+def as_functional(program: ExportedProgram, keep: Collection[Target]) -> tuple[ExportedProgram, Collection[Target]]:
+    """In-place ops and writes through views made functional, and unknown ops, which are given out, spelled out."""
     known_to_torch: Any = torch.export.default_decompositions()
     known_to_torch[ATTENTION] = attention_as_products
     spelled_out: dict[Any, Target] = {}
@@ -29,7 +29,7 @@ def as_functional(program: ExportedProgram, keep: Collection[Target]) -> Exporte
             functional = program.run_decompositions(dict(spelled_out))
         found = {op for op in _unknown(functional.graph, keep) if op in known_to_torch} - spelled_out.keys()
         if not found:
-            return functional
+            return functional, spelled_out
         spelled_out |= {op: known_to_torch[op] for op in found}
 
 

@@ -7,7 +7,7 @@ from . import activation, affine, arithmetic, attention, linear, normalization, 
 from .derivative import NoDerivative, Pull, pull_back
 from .op import Call, Op, Slot, slots_of
 
-__all__ = ["Call", "NoDerivative", "Op", "Pull", "Slot", "add", "lookup", "pull_back", "remove", "slots_of"]
+__all__ = ["Call", "NoDerivative", "Op", "Pull", "Slot", "add", "known", "lookup", "pull_back", "remove", "slots_of"]
 
 _FAMILIES = (activation, affine, arithmetic, attention, linear, normalization, pooling, structure)
 _OPS: dict[Target, Op] = {target: op for family in _FAMILIES for target, op in family.OPS.items()}
@@ -16,6 +16,11 @@ _OPS: dict[Target, Op] = {target: op for family in _FAMILIES for target, op in f
 def lookup(target: Target) -> Op | None:
     """The entry for a call's target, None if it has none."""
     return _OPS.get(target)
+
+
+def known() -> frozenset[Target]:
+    """The targets that have an entry."""
+    return frozenset(_OPS)
 
 
 def add(target: Target, op: Op) -> None:
