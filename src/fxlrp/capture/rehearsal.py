@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Hashable
 from types import FrameType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor, FakeTensorMode
-from torch.func import functional_call
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from ..models import tensors_by_path
+from ..models import copy_sharing_tensors, tensors_by_path
 from .conditions import conditions
 from .export import without_synchronization
 
@@ -46,17 +44,21 @@ def rehearsed(model: nn.Module, inputs: tuple[Tensor, ...]) -> Rehearsal | None:
     Parameters
     ----------
     model : nn.Module
-        In the mode that is wanted. It is left as it was, but for what its code does to other objects than modules.
+        In the mode that is wanted. It is copied before it is run.
     inputs : tuple of Tensor
         Their values do not matter.
     """
     try:
-        model = without_synchronization(model)
-        with conditions(model, inputs), _attributes_kept(model), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-            own: dict[str, Tensor] = {path: mode.from_tensor(tensor) for path, tensor in tensors_by_path(model).items()}
+        # What a forward pass keeps on its modules stays there.
+        model = copy_sharing_tensors(without_synchronization(model))
+        with conditions(model, inputs), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            for module in model.modules():
+                tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+                for table in tables:
+                    table.update({name: mode.from_tensor(each) for name, each in table.items() if each is not None})
             given = tuple(map(mode.from_tensor, inputs))
-            with _Calls(model, own, given) as calls:
-                found = functional_call(model, own, given)
+            with _Calls(model, given) as calls:
+                found = model(*given)
             return (*calls.rows, calls.told(found))
     # Whatever a model raises that looks at values, or that is not made to be run so.
     except Exception:
@@ -66,11 +68,11 @@ def rehearsed(model: nn.Module, inputs: tuple[Tensor, ...]) -> Rehearsal | None:
 class _Calls(TorchDispatchMode):
     """Notes all calls of ops."""
 
-    def __init__(self, model: nn.Module, own: Mapping[str, Tensor], given: tuple[Tensor, ...]) -> None:
+    def __init__(self, model: nn.Module, given: tuple[Tensor, ...]) -> None:
         super().__init__()
         self.rows: list[Hashable] = []
         self._paths = {id(module): path for path, module in model.named_modules()}
-        self._origins: dict[int, Hashable] = {id(tensor): path for path, tensor in own.items()}
+        self._origins: dict[int, Hashable] = {id(tensor): path for path, tensor in tensors_by_path(model).items()}
         self._origins |= {id(tensor): index for index, tensor in enumerate(given)}
         self._kept: list[Tensor] = []
 
@@ -118,15 +120,3 @@ def _caller() -> nn.Module | None:
     while frame is not None and frame.f_code is not _CALL:
         frame = frame.f_back
     return None if frame is None else cast(nn.Module, frame.f_locals["self"])
-
-
-@contextmanager
-def _attributes_kept(model: nn.Module) -> Iterator[None]:
-    """What a forward pass keeps on its modules is put back."""
-    before = [(module, dict(vars(module))) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes in before:
-            vars(module).clear()
-            vars(module).update(attributes)

@@ -61,16 +61,16 @@ class PlannedRule(BasicRule):
         weight = params["weight"]
         constants: dict[tuple[str, Sided | tuple[Sided, ...]], Tensor] = {}
         if "bias" in params:
-            constants |= {("bias", form): form(params["bias"]) for form in self.plan.biases}
-        constants |= {("weight", product.weight): product.weight(weight) for product in self.plan.products}
+            constants |= {("bias", form): form.of(params["bias"]) for form in self.plan.biases}
+        constants |= {("weight", product.weight): product.weight.of(weight) for product in self.plan.products}
         for share in self.plan.shares:
             forms = tuple(part.weight for part in share.parts)
             if self.beside and len(forms) > 1:
                 assert site.op.channels is not None
-                side_by_side = torch.cat([form(weight) for form in forms], site.op.channels.of_weight)
+                side_by_side = torch.cat([form.of(weight) for form in forms], site.op.channels.of_weight)
                 constants["weight", forms] = side_by_side
             else:
-                constants |= {("weight", form): form(weight) for form in forms}
+                constants |= {("weight", form): form.of(weight) for form in forms}
         return replace(self, constants=constants)
 
     def _param(self, call: Call, name: str, form: Sided) -> Mapping[str, Tensor | None]:
@@ -79,11 +79,11 @@ class PlannedRule(BasicRule):
             return {}
         if form == NONE:
             return {name: None}
-        return {name: form(call.params[name]) if self.constants is None else self.constants[name, form]}
+        return {name: form.of(call.params[name]) if self.constants is None else self.constants[name, form]}
 
     def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         exact, (x,) = relevance.dtype, call.inputs
-        modified = {form: form(x) for form in self.plan.inputs}
+        modified = {form: form.of(x) for form in self.plan.inputs}
         products = []
         for product in self.plan.products:
             at = call.with_inputs([modified[product.input]])
@@ -114,14 +114,14 @@ class PlannedRule(BasicRule):
     def _taken_back(self, call: Call, share: Share, mapped: Sequence[Tensor]) -> Tensor:
         """What a share's inputs are multiplied with."""
         dtype = call.inputs[0].dtype
-        gradients = [_sum([(f, mapped[i]) for i, f in part.gradients]).to(dtype) for part in share.parts]
-        weight = (self.constants or {}).get(("weight", tuple(part.weight for part in share.parts)))
+        parts = [(p.weight, _sum([(f, mapped[i]) for i, f in p.gradients]).to(dtype)) for p in share.parts]
+        weight = (self.constants or {}).get(("weight", tuple(form for form, _ in parts)))
         if weight is not None:
             assert call.op.channels is not None
-            (taken,) = call.with_params({"weight": weight}).vjp(torch.cat(gradients, call.op.channels.of_value))
+            gradients = torch.cat([gradient for _, gradient in parts], call.op.channels.of_value)
+            (taken,) = call.with_params({"weight": weight}).vjp(gradients)
             return taken
-        parts = zip(share.parts, gradients, strict=True)
-        return _sum([(1.0, call.with_params(self._param(call, "weight", p.weight)).vjp(g)[0]) for p, g in parts])
+        return _sum([(1.0, call.with_params(self._param(call, "weight", form)).vjp(g)[0]) for form, g in parts])
 
 
 def _sum(terms: Sequence[tuple[float, Tensor]]) -> Tensor:

@@ -27,7 +27,7 @@ class Sided(NamedTuple):
     positive: float
     negative: float
 
-    def __call__(self, value: Tensor) -> Tensor:
+    def of(self, value: Tensor) -> Tensor:
         """The function at each element of a tensor; at zero, where it has a corner, with a derivative of zero."""
         positive, negative = self
         if positive == negative:
@@ -64,7 +64,7 @@ def sided(function: Callable[[Tensor], Tensor], shape: Sequence[int], *, non_neg
         negative = positive if non_negative else -float(function(-ones).flatten()[0])
         found = Sided(positive, negative)
         for x in probe.inputs(shape, non_negative):
-            value, expected = function(x.clone()), found(x)
+            value, expected = function(x.clone()), found.of(x)
             if value.shape != x.shape or not torch.allclose(value, expected, rtol=1e-12, atol=0.0):
                 return None
     # What refuses these numbers is not known.
