@@ -320,7 +320,7 @@ WRONG = {
         "not with gradients: leave one out",
     ),
     "first layer of LRP-Flex": (lambda: fxlrp.ISNet(Net(), flex=True, first_layer="zbox"), VariantError, "one out"),
-    "chunk size": (lambda: fxlrp.ISNet(Net(), chunk_size=0), VariantError, "chunk_size"),
+    "chunk size": (lambda: fxlrp.ISNet(Net(), chunk_size=0), InputError, "chunk_size"),
     "no model": (lambda: fxlrp.ISNet("resnet18"), InputError, "nn.Module"),
     "module path": (lambda: fxlrp.ISNet(Net(), deep_supervision=("bn3",)), ModulePathError, "bn1"),
     "module path as a string": (lambda: fxlrp.ISNet(Net(), deep_supervision="bn1"), ModulePathError, "write"),

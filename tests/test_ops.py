@@ -226,6 +226,7 @@ CALLS = [
     (aten.squeeze.dims, rand(2, 1, 3, 1), [1, 3]),
     (aten.contiguous.default, rand(2, 3)),
     (aten.clone.default, rand(2, 3)),
+    (aten.alias.default, rand(2, 3)),
     (aten.t.default, rand(2, 3)),
     (aten.movedim.intlist, rand(*IMAGE), [1], [-1]),
     (aten.narrow.default, rand(*IMAGE), 2, 1, 3),

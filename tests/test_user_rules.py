@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 import zennit.rules as zr
+from reference import compile_is_broken
 from torch import nn
 from zennit.composites import LayerMapComposite
 from zennit.core import BasicHook, Hook, stabilize
@@ -103,6 +104,13 @@ def test_it_is_looked_at_in_every_way_that_it_runs(trainable, registered):
     for target in (None, torch.randn(4, 2, 2, dtype=torch.float64)):
         with pytest.raises(errors.RuleError, match=r"shape \(2, 1\) for an input of shape \(2, 3\)"):
             twin(X.abs(), target)
+
+
+@compile_is_broken
+@pytest.mark.parametrize("trainable", [False, True])
+def test_it_is_looked_at_in_compiled_code(trainable, registered):
+    registered(aten.digamma.default, default=lambda node, slots: Gives(lambda found: [found[0][..., :1]]))
+    twin = fxlrp.convert(Model(torch.digamma), "epsilon_plus", trainable=trainable)
     with pytest.raises(errors.RuleError, match="for an input"):
         torch.compile(twin, backend="eager")(X.abs())
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator
 
-import torch
-
 from .by_hand import derived
 from .measuring import Figure, counted, growth, interleaved, ratio
-from .methods import METHODS, gradient_times_input, method_of, with_fxlrp
+from .methods import METHODS, gradient_times_input, method_of
 from .networks import RULES, images, model_of
 from .section import Row, Section, Settings, verdict
 
@@ -41,7 +39,9 @@ def rows(settings: Settings) -> Iterator[Row]:
                 name: growth(network=network, method=name, rule=rule, batch=settings.batch, size=settings.size)
                 for name in ("fxlrp", "zennit")
             }
-            found = {name: ratio(times[f"{rule} {name}"], times["unit"]) for name in METHODS if f"{rule} {name}" in times}
+            found = {
+                name: ratio(times[f"{rule} {name}"], times["unit"]) for name in METHODS if f"{rule} {name}" in times
+            }
             faster, grown = ratio(times[f"{rule} zennit"], ours), memory["fxlrp"] / memory["zennit"]
             yield {
                 "network": network,

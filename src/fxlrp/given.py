@@ -12,7 +12,16 @@ from torch.export import ExportedProgram
 from .errors import CaptureError, InputError, ModulePathError
 from .wording import did_you_mean
 
-__all__ = ["check_choice", "check_flags", "check_inputs", "check_model", "check_options", "inputs_of", "paths_of"]
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_flags",
+    "check_inputs",
+    "check_model",
+    "check_options",
+    "inputs_of",
+    "paths_of",
+]
 
 
 def check_model(model: object, *, exported: bool = True) -> None:
@@ -108,6 +117,12 @@ def check_flags(**flags: object) -> None:
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise InputError(f"{name} is True or False, not {value!r} ({type(value).__name__})")
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise an `InputError` if `value` is neither a number of things, at least 1, nor None."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise InputError(f"{name} is a whole number, at least 1, or None, not {value!r} ({type(value).__name__})")
 
 
 def check_choice(name: str, value: object, choices: Collection[str]) -> None:

@@ -71,7 +71,7 @@ class Recipe:
         What is captured in its place.
     record : sequence of str or callable
         Module paths, or a function of the capture that gives them.
-    output, unmatched, threshold_relu, final_activation, optimize
+    output, unmatched, threshold_relu, final_activation, optimize, chunk_size, recompute
         As of `fxlrp.convert`.
     """
 
@@ -85,6 +85,8 @@ class Recipe:
     threshold_relu: bool = True
     final_activation: str = "keep"
     optimize: bool | Collection[str] = True
+    chunk_size: int | None = None
+    recompute: bool = False
 
     def check(self) -> None:
         """Look at what names parts of the model.
@@ -153,7 +155,9 @@ class Recipe:
         canonical = self._canonical(captured)
         passes = [self._pass(captured, canonical, method, self.final_activation) for method in self.methods]
         tensors = [] if self.trainable else _read_only(captured.graph_module, self._root(captured))
-        program = Program(captured, fingerprint, canonical, passes, settings, tensors, weights(tensors), lender)
+        program = Program(
+            captured, fingerprint, canonical, passes, settings, tensors, weights(tensors), lender, self.chunk_size
+        )
 
         def of_output() -> Program:
             return replace(program, passes=[self._pass(captured, canonical, m, "keep") for m in self.methods])
@@ -224,7 +228,7 @@ class Recipe:
         optimize(Emitted(whole, written, constant=not self.trainable), rewrites_of(self.optimize))
         whole.graph.lint()
         whole.recompile()
-        return RelevancePass(whole, written)
+        return RelevancePass(whole, written, recomputed=self.recompute)
 
 
 def _written(graph_module: fx.GraphModule) -> set[fx.Node]:

@@ -15,7 +15,7 @@ from .capture import Output
 from .compiled import CompiledModule
 from .compiler import Programs, outside_inference_mode
 from .errors import FxlrpError, InputError
-from .given import check_choice, check_flags, check_model, check_options, inputs_of, paths_of
+from .given import check_choice, check_count, check_flags, check_model, check_options, inputs_of, paths_of
 from .listing import readable
 from .models import snapshot
 from .recipe import Method, Recipe
@@ -59,6 +59,8 @@ class Twin(CompiledModule):
         threshold_relu: bool,
         final_activation: str,
         optimize: bool | Collection[str],
+        chunk_size: int | None,
+        recompute: bool,
     ) -> None:
         super().__init__()
         self._exported = model if isinstance(model, ExportedProgram) else None
@@ -75,6 +77,8 @@ class Twin(CompiledModule):
             "threshold_relu": threshold_relu,
             "final_activation": final_activation,
             "optimize": optimize,
+            "chunk_size": chunk_size,
+            "recompute": recompute,
         }
         self._start()
 
@@ -198,6 +202,8 @@ def convert(
     threshold_relu: bool = True,
     final_activation: str = "skip",
     optimize: bool | Collection[str] = True,
+    chunk_size: int | None = None,
+    recompute: bool = False,
 ) -> Twin:
     """Turn a model into a module that gives its output together with its explanation.
 
@@ -231,6 +237,11 @@ def convert(
     optimize : bool or collection of str
         Whether what need not be computed is left out of the relevance pass, which does not change it; or which of the
         rewrites do so, by their names in `fxlrp.relevance.rewrites.REWRITES`.
+    chunk_size : int or None
+        How many of K seeds of one call are propagated at a time. None: as many as take about a gigabyte.
+    recompute : bool
+        Whether the values that the relevance pass reads are computed again rather than kept till then: less memory, for
+        up to a quarter more time (``docs/performance.md``). Of what autograd keeps, if it does, nothing changes.
 
     Returns
     -------
@@ -239,7 +250,7 @@ def convert(
 
     Raises
     ------
-    CaptureError, CompositeError, ModulePathError, RuleError, UnsupportedOpError
+    CaptureError, CompositeError, InputError, ModulePathError, RuleError, UnsupportedOpError
         See `fxlrp.errors`. Those that need the graph come with the first capture.
 
     Examples
@@ -252,9 +263,10 @@ def convert(
     torch.Size([1, 3, 64, 64])
     """
     check_model(model)
-    check_flags(trainable=trainable, threshold_relu=threshold_relu)
+    check_flags(trainable=trainable, threshold_relu=threshold_relu, recompute=recompute)
     check_choice("unmatched", unmatched, ("error", "gradient"))
     check_choice("final_activation", final_activation, ("skip", "keep"))
+    check_count("chunk_size", chunk_size)
     twin = Twin(
         model,
         composite,
@@ -265,6 +277,8 @@ def convert(
         threshold_relu=threshold_relu,
         final_activation=final_activation,
         optimize=optimize,
+        chunk_size=chunk_size,
+        recompute=recompute,
     )
     if example_inputs is not None:
         twin.capture(example_inputs)

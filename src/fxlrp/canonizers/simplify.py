@@ -47,6 +47,8 @@ READS = (
 
 
 def _does_nothing(node: fx.Node) -> bool:
+    if node.target is aten.alias.default:
+        return True
     if node.target is not aten.slice.Tensor:
         return False
     start, end, step = node.args[2:]
@@ -54,7 +56,7 @@ def _does_nothing(node: fx.Node) -> bool:
 
 
 def remove_no_ops(graph_module: fx.GraphModule) -> None:
-    """Remove ops whose value is their input: slices of the whole."""
+    """Remove ops whose value is their input: slices of the whole, which may also be named so."""
     for node in list(graph_module.graph.nodes):
         if node.op == "call_function" and _does_nothing(node):
             node.replace_all_uses_with(node.args[0])

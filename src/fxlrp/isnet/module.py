@@ -13,7 +13,7 @@ from ..capture import Capture, Output
 from ..compiled import CompiledModule
 from ..compiler import Programs, outside_inference_mode
 from ..errors import InputError, ModulePathError, VariantError
-from ..given import check_choice, check_flags, check_model, inputs_of, paths_of
+from ..given import check_choice, check_count, check_flags, check_model, inputs_of, paths_of
 from ..recipe import Recipe
 from ..relevance.program import Program
 from ..values import widened
@@ -121,8 +121,7 @@ class ISNet(CompiledModule):
         check_model(model, exported=False)
         check_flags(flex=flex, threshold_relu=threshold_relu)
         check_choice("unmatched", unmatched, ("error", "gradient"))
-        if chunk_size is not None and chunk_size < 1:
-            raise VariantError(f"chunk_size is a number of maps, at least 1, not {chunk_size}")
+        check_count("chunk_size", chunk_size)
         self.model = model
         self.training = model.training
         self.variant, self.chunk_size = variant, chunk_size

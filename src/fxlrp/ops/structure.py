@@ -112,6 +112,7 @@ OPS: dict[Target, Op] = {
             aten.contiguous.default,
             aten.reshape_as.default,
             aten.clone.default,
+            aten.alias.default,
         ),
         _moves(vjp=_reshape_vjp),
     ),

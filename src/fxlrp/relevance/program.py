@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
 
 from ..capture import Capture
 from ..errors import FxlrpError
@@ -20,10 +21,17 @@ from ..marks import NUMBER, SIZE_BOUND, UNBATCHED
 from ..models import tensors_by_path
 from ..reading import is_known
 from .emit import Written
+from .recompute import recompute
 from .seeds import Target, as_tensor, is_given, seed_relevance
 from .unwritten import numbered, unwritten
 
 __all__ = ["Program", "RelevancePass", "has_batch"]
+
+SEEDS_TAKE = 1 << 30
+"""How many bytes the values that several seeds are propagated by may take at a time."""
+
+VALUES = 8
+"""How many values, as large as the largest, each of them takes at most: 3 to 7 (docs/performance.md)."""
 
 Recorded = dict[str, Tensor | tuple[Tensor, ...]]
 Found = tuple[tuple[Tensor | None, ...], Recorded]
@@ -39,6 +47,8 @@ class RelevancePass:
         ledger speaks of these.
     written : sequence of Written
         The steps, as nodes of `whole`.
+    recomputed : bool
+        Whether values are computed anew where the relevance pass reads them.
 
     Attributes
     ----------
@@ -49,10 +59,12 @@ class RelevancePass:
         reaches has none.
     """
 
-    def __init__(self, whole: fx.GraphModule, written: Sequence[Written]) -> None:
+    def __init__(self, whole: fx.GraphModule, written: Sequence[Written], *, recomputed: bool = False) -> None:
         self.whole, self.written = whole, written
         graph = _without_readings(whole.graph)
         drop_dead_code(graph)
+        if recomputed:
+            recompute(graph)
         self.graph_module = fx.GraphModule(whole, graph, "Twin")
         (result,) = next(node for node in graph.nodes if node.op == "output").args
         self.out_dims: Any = tuple(None if each is None else 0 for each in result[1]), 0
@@ -118,6 +130,8 @@ class Program:
         What `fxlrp.models.weights` was of these.
     lender : nn.Module or None
         Whose parameters and buffers it is run with, in place of its own.
+    chunk_size : int or None
+        As of `fxlrp.convert`.
     of_output : callable or None
         If the passes start from the logits in front of a final activation, and so speak of classes alone: makes the
         program whose passes start from the output, for seeds that are given.
@@ -131,6 +145,7 @@ class Program:
     tensors: list[Tensor]
     weights: tuple[object, ...]
     lender: nn.Module | None = None
+    chunk_size: int | None = None
     of_output: Callable[[], Program] | None = None
 
     def __post_init__(self) -> None:
@@ -219,11 +234,24 @@ class Program:
             Which pass.
         """
         half, numbers = self.passes[method].relevance_half
-        out_dims = self.passes[method].out_dims
         saved = [values[number] for number in numbers]
+        run = lambda one: self._called(half, one, *saved)
         if seed.ndim == self.rank:
-            return self._called(half, seed, *saved)
-        return torch.vmap(lambda one: self._called(half, one, *saved), 0, out_dims, randomness="different")(seed)
+            return run(seed)
+        several = torch.vmap(run, 0, self.passes[method].out_dims, randomness="different")
+        size = self._at_a_time(saved)
+        if size is None or size >= len(seed):
+            return several(seed)
+        parts = [several(part) for part in seed.split(size)]
+        return pytree.tree_map(lambda *each: None if each[0] is None else torch.cat(each), *parts)
+
+    def _at_a_time(self, saved: Sequence[object]) -> int | None:
+        """How many seeds are propagated at a time; None for all."""
+        # A compiled pass has all of them: which values it makes is up to the compiler.
+        if self.chunk_size is not None or torch.compiler.is_compiling():
+            return self.chunk_size
+        largest = max((x.numel() * x.element_size() for x in saved if isinstance(x, Tensor)), default=0)
+        return max(1, SEEDS_TAKE // (VALUES * largest)) if largest else None
 
     def run(self, inputs: tuple[Tensor, ...], target: Target) -> tuple[Tensor, tuple[Tensor | None, ...], Recorded]:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
