@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import weakref
-
 import pytest
 import torch
 import zennit.rules as zr
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 from zennit.composites import LayerMapComposite, layer_map_base
 from zennit.types import Linear
 
@@ -19,32 +14,7 @@ from fxlrp import errors
 from fxlrp.relevance import program as programs
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
-
-
-class Peak(TorchDispatchMode):
-    """The bytes of all tensors that are made in here, at the time when these are most."""
-
-    def __init__(self):
-        super().__init__()
-        self.now = self.bytes = 0
-        self._known = WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        for value in pytree.tree_leaves((args, kwargs)):
-            if isinstance(value, Tensor):
-                self._known.setdefault(value.untyped_storage(), 0)
-        found = func(*args, **(kwargs or {}))
-        for value in pytree.tree_leaves(found):
-            if isinstance(value, Tensor) and value.untyped_storage() not in self._known:
-                storage = value.untyped_storage()
-                self._known[storage] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._freed, storage.nbytes())
-        self.bytes = max(self.bytes, self.now)
-        return found
-
-    def _freed(self, size):
-        self.now -= size
+from fxlrp.testing.memory import Peak
 
 
 class Block(nn.Module):

@@ -28,7 +28,7 @@ class Place(NamedTuple):
 
 
 PLACES: dict[str, dict[str, Place]] = {
-    r"resnet\d+": {
+    "resnet50": {
         r"conv1": Place(shut=True),
         r"layer.*\.conv[12]": Place(non_negative=True, shut=True),
         # A sum stands in front of the ReLU.
@@ -82,8 +82,10 @@ def by_layer(model: nn.Module, x: Tensor) -> Mapping[str, int]:
     return found
 
 
-def derived(name: str, model: nn.Module, x: Tensor, rule: str) -> int:
-    """The operations of a heatmap, by hand."""
+def derived(name: str, model: nn.Module, x: Tensor, rule: str) -> int | None:
+    """The operations of a heatmap, by hand; None of a network that nobody has derived them for."""
+    if name not in PLACES:
+        return None
     modules, total = dict(model.named_modules()), 0
     for path, forward in by_layer(model, x).items():
         # Squeeze and excitation makes a gate: relevance goes by it, as by a constant.

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-__all__ = ["Figure", "Times", "counted", "growth", "interleaved", "peak", "ratio"]
+__all__ = ["Figure", "Run", "Times", "child", "counted", "grow", "growth", "interleaved", "ratio", "seconds"]
 
 Run = Callable[[], object]
 Times = Mapping[str, Sequence[float]]
@@ -100,10 +100,15 @@ def grow(run: Run) -> float:
     return peak() - before
 
 
-def growth(**subject: Any) -> float:
-    """`grow` of what `__main__` makes of a subject, in a process of its own, MiB."""
+def growth(*subject: object) -> float:
+    """`grow` of a subject of `__main__`, in a process of its own, MiB."""
+    return child("growth", *subject)[0]
+
+
+def child(*subject: object) -> list[float]:
+    """What `__main__` measures of a subject, in a process of its own."""
     command = [sys.executable, str(Path(__file__).parent), "--child", json.dumps(subject)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{subject}: {done.stderr}")
-    return float(done.stdout.split()[-1])
+    return json.loads(done.stdout.splitlines()[-1])

@@ -13,11 +13,10 @@ from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 
 import fxlrp
 
+from .measuring import Run
 from .networks import CLASS, composite, model_of
 
-__all__ = ["METHODS", "gradient_times_input", "with_fxlrp"]
-
-Run = Callable[[], object]
+__all__ = ["METHODS", "gradient_times_input", "method_of"]
 
 
 def gradient_times_input(model: nn.Module, x: Tensor) -> Run:
@@ -78,6 +77,7 @@ def with_autolrp(model: nn.Module, x: Tensor, rule: str) -> Run | None:
     def run() -> Tensor:
         wrapped = autolrp.tensor(x)
         model(wrapped)[0, CLASS].lrp(config=config)
+        assert wrapped.relevance is not None
         return wrapped.relevance
 
     return run

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple
 
 from .measuring import Figure
@@ -10,26 +10,25 @@ from .measuring import Figure
 __all__ = ["Row", "Section", "Settings", "table", "verdict", "worse"]
 
 Row = dict[str, str | Figure | None]
-"""By column: words, by which the row is known again; figures; None where there is none."""
+"""By column: words, figures; None where there is none. The first two columns say what a row is of."""
 
 
 class Settings(NamedTuple):
-    """What a user chose.
+    """What a user chose; None is each section's own.
 
     Attributes
     ----------
-    networks : sequence of str
+    networks : sequence of str or None
         Of torchvision.
+    size : int or None
+        Of the images.
     rounds : int
         How often each thing is timed.
-    batch, size : int
-        Of the images.
     """
 
-    networks: Sequence[str]
+    networks: Sequence[str] | None
+    size: int | None
     rounds: int
-    batch: int
-    size: int
 
 
 class Section(NamedTuple):
@@ -43,8 +42,8 @@ class Section(NamedTuple):
         What its table needs to be read.
     rows : callable
         ``(settings) -> iterator of Row``.
-    better : dict of str to str
-        The columns of which "more" is better.
+    more : collection of str
+        The columns of which more is better.
     unchecked : collection of str
         The columns that are not ours to answer for.
     """
@@ -52,22 +51,25 @@ class Section(NamedTuple):
     name: str
     text: str
     rows: Callable[[Settings], Iterator[Row]]
-    better: Mapping[str, str] = {}
+    more: Collection[str] = ()
     unchecked: Collection[str] = ()
 
 
-def verdict(found: Figure, limit: float, *, at_least: bool = False) -> str:
-    """Whether a figure reaches its target."""
-    met = found.value >= limit if at_least else round(found.value, 2) <= limit
+def verdict(found: Figure | None, limit: float, *, at_least: bool = False) -> str | None:
+    """Whether a figure reaches its target, as it is printed."""
+    if found is None:
+        return None
+    value = float(f"{found.value:.2f}")
+    met = value >= limit if at_least else value <= limit
     return f"{'>=' if at_least else '<='} {limit:g}: {'met' if met else '**not met**'}"
 
 
 def _cell(value: str | Figure | None) -> str:
-    if isinstance(value, Figure):
-        digits = 0 if value.value >= 100 else 1 if value.value >= 20 else 2
-        noise = f" ± {value.noise:.{max(digits, 1)}f}" if value.noise else ""
-        return f"{value.value:.{digits}f}{noise}"
-    return "-" if value is None else value
+    if not isinstance(value, Figure):
+        return "-" if value is None else value
+    digits = 0 if value.value >= 100 else 1 if value.value >= 20 else 2
+    noise = f" ± {value.noise:.{max(digits, 1)}f}" if value.noise else ""
+    return f"{value.value:.{digits}f}{noise}"
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -79,18 +81,18 @@ def table(rows: Sequence[Row]) -> str:
 
 def worse(section: Section, now: Sequence[Row], before: Sequence[Row], by: float = 0.1) -> list[str]:
     """What is worse than it was, by more than a tenth and more than the noise of both."""
-    known, found = {_name(row): row for row in before}, []
+    known, found = {_of(row): row for row in before}, []
     for row in now:
         for column, figure in row.items():
-            old = known.get(_name(row), {}).get(column)
+            old = known.get(_of(row), {}).get(column)
             if not isinstance(figure, Figure) or not isinstance(old, Figure) or column in section.unchecked:
                 continue
-            lost = old.value - figure.value if section.better.get(column) == "more" else figure.value - old.value
+            lost = old.value - figure.value if column in section.more else figure.value - old.value
             if lost > max(by * old.value, figure.noise + old.noise):
-                found.append(f"{section.name}: {_name(row)}, {column}: {_cell(old)} before, {_cell(figure)} now")
+                place = ", ".join(map(str, _of(row)))
+                found.append(f"{section.name}, {place}, {column}: {_cell(old)} before, {_cell(figure)} now")
     return found
 
 
-def _name(row: Row) -> str:
-    """What a row is of: its words, but for those that say how it went."""
-    return ", ".join(v for k, v in row.items() if isinstance(v, str) and k in ("network", "composite", "what"))
+def _of(row: Row) -> tuple[object, ...]:
+    return tuple(row.values())[:2]
