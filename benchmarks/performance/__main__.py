@@ -35,7 +35,7 @@ from performance.methods import method_of
 from performance.networks import images
 from performance.rewrites import REWRITTEN
 from performance.rounding import ROUNDING
-from performance.section import Row, Section, Settings, table, worse
+from performance.section import Row, Section, Settings, merged, table, worse
 from performance.training import TRAINING
 
 ON_THE_CPU = (HEATMAPS, REWRITTEN, ROUNDING, TRAINING, CLASSES, CONVERSION, MEMORY, GROWTH, COMPILED)
@@ -67,10 +67,15 @@ def about(command: str, rounds: int) -> str:
 
 
 def measured(section: Section, settings: Settings) -> list[Row]:
-    rows = []
-    for row in section.rows(settings):
-        rows.append(row)
-        print(f"  {', '.join(map(str, list(row.values())[:2]))}", file=sys.stderr, flush=True)
+    """The rows of a section, which are printed, too, if it stops before its end."""
+    rows = list[Row]()
+    try:
+        for row in section.rows(settings):
+            rows.append(row)
+            print(f"  {', '.join(map(str, list(row.values())[:2]))}", file=sys.stderr, flush=True)
+    finally:
+        if rows:
+            print(f"{section.text}\n\n{table(rows)}\n", flush=True)
     return rows
 
 
@@ -131,11 +136,13 @@ def main() -> None:
         print(f"\n## {name}\n", flush=True)
         section, command = SECTIONS[name], f"python benchmarks/performance {'--cuda' if args.cuda else name}"
         rows = measured(section, settings)
-        print(f"{section.text}\n\n{table(rows)}\n\n{about(command, args.rounds)}", flush=True)
+        print(about(command, args.rounds), flush=True)
         if args.check and name in before:
             lost += worse(section, rows, before[name]["rows"])
         if args.write:
-            write(before := stored() | {name: {"about": about(command, args.rounds), "rows": rows}})
+            kept = stored()
+            rows = merged(kept.get(name, {}).get("rows", []), rows)
+            write(kept | {name: {"about": about(command, args.rounds), "rows": rows}})
     if args.check:
         print("\n" + ("\n".join(lost) or "Nothing got worse."))
         raise SystemExit(bool(lost))

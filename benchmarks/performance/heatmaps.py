@@ -21,6 +21,7 @@ def rows(settings: Settings) -> Iterator[Row]:
         model, x = model_of(network), images(1, size)
         unit = gradient_times_input(model, x)
         for rule in RULES:
+            grown = {name: growth("heatmap", network, name, rule, size) for name in ("fxlrp", "zennit")}
             # Not of all rules at once: that many copies of a VGG take all memory there is.
             made = {name: method_of(name, network, x, rule) for name in METHODS}
             runs = {"unit": unit} | {name: run for name, run in made.items() if run is not None}
@@ -30,7 +31,6 @@ def rows(settings: Settings) -> Iterator[Row]:
             times = interleaved(runs, settings.rounds)
             ours, theirs = times["fxlrp"], times["zennit"]
             peers = {name: times.get(name) for name in METHODS if name != "fxlrp"}
-            grown = {name: growth("heatmap", network, name, rule, size) for name in ("fxlrp", "zennit")}
             target = 1.65 if (network, rule) == ("vgg16", "gamma") else TARGETS[rule]
             yield {
                 "network": network,

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from .measuring import Figure
 
-__all__ = ["Row", "Section", "Settings", "table", "verdict", "worse"]
+__all__ = ["Row", "Section", "Settings", "merged", "table", "verdict", "worse"]
 
 Row = dict[str, str | Figure | None]
 """By column: words, figures; None where there is none. The first two columns say what a row is of."""
@@ -92,6 +92,13 @@ def worse(section: Section, now: Sequence[Row], before: Sequence[Row], by: float
                 place = ", ".join(map(str, _of(row)))
                 found.append(f"{section.name}, {place}, {column}: {_cell(old)} before, {_cell(figure)} now")
     return found
+
+
+def merged(before: Sequence[Row], now: Sequence[Row]) -> list[Row]:
+    """All rows, in the place of each network's first; what was measured again is as it is now."""
+    rows = list(({_of(row): row for row in before} | {_of(row): row for row in now}).values())
+    networks = list(dict.fromkeys(row["network"] for row in rows))
+    return sorted(rows, key=lambda row: networks.index(row["network"]))
 
 
 def _of(row: Row) -> tuple[object, ...]:
