@@ -47,11 +47,15 @@ def with_zennit(model: nn.Module, x: Tensor, rule: str) -> Run:
 def with_captum(model: nn.Module, x: Tensor, rule: str) -> Run | None:
     """None where captum cannot: residual networks, alpha2-beta1, layers that it has no rule for."""
     try:
-        from captum.attr import LRP
-        from captum.attr._utils.lrp_rules import Alpha1_Beta0_Rule, EpsilonRule, GammaRule
+        from captum.attr import LRP  # pyright: ignore[reportMissingImports]
+        from captum.attr._utils import lrp_rules  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
-    rules = {"epsilon": lambda: EpsilonRule(1e-6), "z+": Alpha1_Beta0_Rule, "gamma": lambda: GammaRule(0.25)}
+    rules = {
+        "epsilon": lambda: lrp_rules.EpsilonRule(1e-6),
+        "z+": lrp_rules.Alpha1_Beta0_Rule,
+        "gamma": lambda: lrp_rules.GammaRule(0.25),
+    }
     if rule not in rules or not isinstance(model, VGG):
         return None
     for module in model.modules():
@@ -66,7 +70,7 @@ def with_captum(model: nn.Module, x: Tensor, rule: str) -> Run | None:
 def with_autolrp(model: nn.Module, x: Tensor, rule: str) -> Run | None:
     """None where autolrp cannot: alpha2-beta1. It takes 1 as the seed, and not the logit: the work is the same."""
     try:
-        import autolrp
+        import autolrp  # pyright: ignore[reportMissingImports]
     except ImportError:
         return None
     rules = {"epsilon": "epsilon", "z+": "zplus", "gamma": ("gamma", {"gamma": 0.25})}
