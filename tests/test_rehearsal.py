@@ -113,6 +113,14 @@ def other_global(model, monkeypatch):
     monkeypatch.setattr(SETTING, "scale", 7.0)
 
 
+def other_kernel(model, monkeypatch):
+    model.first = nn.Conv2d(3, 6, 5).double()
+
+
+def other_width(model, monkeypatch):
+    model.head = nn.Linear(6, 7).double()
+
+
 def hook(model, monkeypatch):
     model.one.register_forward_hook(lambda module, args, output: output + 1)
 
@@ -149,6 +157,8 @@ CHANGES = [
     other_module,
     other_method,
     other_global,
+    other_kernel,
+    other_width,
     hook,
     mode,
     no_gradient,

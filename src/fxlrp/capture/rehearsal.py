@@ -20,7 +20,7 @@ from .export import without_synchronization
 __all__ = ["Rehearsal", "rehearsed"]
 
 Rehearsal = tuple[Hashable, ...]
-"""The calls of PyTorch's ops in their order, and what is returned."""
+"""The forms of a model's parameters and buffers, its calls of PyTorch's ops in their order, and what it returns."""
 
 _LARGEST = 1 << 20
 """Of how many bytes a tensor may be whose values are a part of the model's code."""
@@ -37,9 +37,9 @@ class _NotToBeTold(Exception):
 def rehearsed(model: nn.Module, inputs: tuple[Tensor, ...]) -> Rehearsal | None:
     """What a model calls on inputs of these shapes; None if it cannot be run on tensors without values.
 
-    Each call with the module that it stands in, its arguments (tensors by where they come from: a parameter, an input,
-    a call), which of the sizes of its values are 1, and whether gradients are on. Other sizes are told by
-    the arguments alone: where no call takes one, a graph is that of other sizes too.
+    The forms of its parameters and buffers; each call with the module that it stands in, its arguments (tensors by
+    where they come from: a parameter, an input, a call), which of the sizes of its values are 1, and whether gradients
+    are on. Other sizes are told by the arguments alone: where no call takes one, a graph is that of other sizes too.
 
     Parameters
     ----------
@@ -59,20 +59,30 @@ def rehearsed(model: nn.Module, inputs: tuple[Tensor, ...]) -> Rehearsal | None:
             given = tuple(map(mode.from_tensor, inputs))
             with _Calls(model, given) as calls:
                 found = model(*given)
-            return (*calls.rows, calls.told(found))
+            return (calls.tensors, *calls.rows, calls.told(found))
     # Whatever a model raises that looks at values, or that is not made to be run so.
     except Exception:
         return None
 
 
 class _Calls(TorchDispatchMode):
-    """Notes all calls of ops."""
+    """Notes all calls of ops.
+
+    Attributes
+    ----------
+    tensors : tuple
+        What the calls do not tell of the model's parameters and buffers: their shapes, dtypes and devices.
+    rows : list
+        The calls.
+    """
 
     def __init__(self, model: nn.Module, given: tuple[Tensor, ...]) -> None:
         super().__init__()
+        own = tensors_by_path(model)
+        self.tensors = tuple((path, x.dtype, tuple(x.shape), x.stride(), x.device) for path, x in own.items())
         self.rows: list[Hashable] = []
         self._paths = {id(module): path for path, module in model.named_modules()}
-        self._origins: dict[int, Hashable] = {id(tensor): path for path, tensor in tensors_by_path(model).items()}
+        self._origins: dict[int, Hashable] = {id(tensor): path for path, tensor in own.items()}
         self._origins |= {id(tensor): index for index, tensor in enumerate(given)}
         self._kept: list[Tensor] = []
 
