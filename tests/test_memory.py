@@ -82,6 +82,13 @@ def test_recomputed_values_are_the_same_to_the_bit_and_take_a_part_of_the_memory
     assert shares[1] < 0.4 < shares[0] < 1
 
 
+@pytest.mark.parametrize("model", [nn.Identity(), nn.Linear(3, 2)], ids=["nothing", "one layer"])
+def test_where_there_is_nothing_to_recompute(model):
+    x, composite = torch.randn(2, 3), composite_of(zr.Epsilon()) if isinstance(model, nn.Linear) else None
+    found, expected = (fxlrp.convert(model, composite, recompute=each)(x, 1) for each in (True, False))
+    assert torch.equal(found.relevance, expected.relevance)
+
+
 class Random(nn.Module):
     """Draws in evaluation mode, and writes to a buffer in training mode."""
 

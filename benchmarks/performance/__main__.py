@@ -59,11 +59,12 @@ def child(subject: Sequence) -> list[float]:
     return [grow(run)]
 
 
-def about(command: str, rounds: int) -> str:
+def about(section: Section, command: str, rounds: int) -> str:
     """Where and by what a table was made."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "torchvision", "zennit"))
     where = torch.cuda.get_device_name() if "--cuda" in command else f"one thread of {platform.machine()}"
-    return f"`{command}`, {date.today()}: {packages}, {where}, {rounds} interleaved rounds, medians ± half the range."
+    how = "once" if section.once else f"{rounds} interleaved rounds, medians ± half the range"
+    return f"`{command}`, {date.today()}: {packages}, {where}, {how}."
 
 
 def measured(section: Section, settings: Settings) -> list[Row]:
@@ -136,13 +137,13 @@ def main() -> None:
         print(f"\n## {name}\n", flush=True)
         section, command = SECTIONS[name], f"python benchmarks/performance {'--cuda' if args.cuda else name}"
         rows = measured(section, settings)
-        print(about(command, args.rounds), flush=True)
+        print(about(section, command, args.rounds), flush=True)
         if args.check and name in before:
             lost += worse(section, rows, before[name]["rows"])
         if args.write:
             kept = stored()
             rows = merged(kept.get(name, {}).get("rows", []), rows)
-            write(kept | {name: {"about": about(command, args.rounds), "rows": rows}})
+            write(kept | {name: {"about": about(section, command, args.rounds), "rows": rows}})
     if args.check:
         print("\n" + ("\n".join(lost) or "Nothing got worse."))
         raise SystemExit(bool(lost))

@@ -102,4 +102,5 @@ CONVERSION = Section(
 its parts; a second twin of the model; one with another composite (alpha2-beta1); and what the next size (256 x 256)
 costs a twin.""",
     rows=rows,
+    once=True,
 )

@@ -97,5 +97,4 @@ METHODS: dict[str, Callable[[nn.Module, Tensor, str], Run | None]] = {
 
 def method_of(name: str, network: str, x: Tensor, rule: str) -> Run | None:
     """A method on a model of its own: some change it."""
-    model = model_of(network)
-    return gradient_times_input(model, x) if name == "gradient x input" else METHODS[name](model, x, rule)
+    return METHODS[name](model_of(network), x, rule)

@@ -55,4 +55,5 @@ ROUNDING = Section(
     text="""The largest error of the relevance against float64 with all products computed, relative to the largest
 relevance; networks with random weights, statistics and biases, 2 x 96 x 96.""",
     rows=rows,
+    once=True,
 )

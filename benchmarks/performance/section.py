@@ -46,6 +46,8 @@ class Section(NamedTuple):
         The columns of which more is better.
     unchecked : collection of str
         The columns that are not ours to answer for.
+    once : bool
+        Whether it measures each thing once, and not in rounds.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Section(NamedTuple):
     rows: Callable[[Settings], Iterator[Row]]
     more: Collection[str] = ()
     unchecked: Collection[str] = ()
+    once: bool = False
 
 
 def verdict(found: Figure | None, limit: float, *, at_least: bool = False) -> str | None:

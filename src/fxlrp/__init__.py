@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import canonizers, errors, rules, testing, vocabulary
     from .canonizers import canonize
+    from .conversion import convert, explain
     from .isnet import ISNet, ISNetLoss, ISNetLosses, ISNetOutput, calibrate
     from .ledger import Ledger, audit
     from .preview import Preview, check
     from .relevance.seeds import seed_relevance
-    from .twin import Explanation, Twin, convert, explain
+    from .twin import Explanation, Twin
 
 __all__ = [
     "Explanation",
@@ -41,7 +42,8 @@ __version__ = "0.1.0"
 
 _HOMES = (
     dict.fromkeys(("ISNet", "ISNetLoss", "ISNetLosses", "ISNetOutput", "calibrate"), "isnet")
-    | dict.fromkeys(("Explanation", "Twin", "convert", "explain"), "twin")
+    | dict.fromkeys(("Explanation", "Twin"), "twin")
+    | dict.fromkeys(("convert", "explain"), "conversion")
     | {
         "Ledger": "ledger",
         "Preview": "preview",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Hashable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +21,7 @@ from .recipe import Recipe
 from .relevance.program import Program
 from .values import is_wrapped
 
-__all__ = ["Programs", "outside_inference_mode"]
+__all__ = ["Programs"]
 
 _CAPTURING = threading.RLock()
 
@@ -284,19 +283,3 @@ def _is_empty(x: object) -> bool:
 
 def _without(now: dict[Hashable, Hashable], names: frozenset[Hashable]) -> tuple[object, ...]:
     return tuple(item for item in now.items() if item[0] not in names)
-
-
-@contextmanager
-def outside_inference_mode(*values: Any) -> Iterator[tuple[Any, ...]]:
-    """Leave inference mode (not its freedom from gradients), with these tensors as ones that were made outside of it.
-
-    In inference mode, torch.func.vjp gives zeros without a word (torch 2.9).
-    """
-    if torch.compiler.is_dynamo_compiling():
-        yield values
-        return
-    with ExitStack() as stack:
-        if torch.is_inference_mode_enabled():
-            stack.enter_context(torch.inference_mode(False))
-            stack.enter_context(torch.no_grad())
-        yield tuple(x.clone() if isinstance(x, Tensor) and x.is_inference() else x for x in values)

@@ -1,16 +1,17 @@
-"""Of a tensor's values: when they may be looked at, where they are made, and in which precision they are summed."""
+"""Of a tensor's values: when they may be looked at, where and how they are made, and in which precision summed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-__all__ = ["is_wrapped", "may_look_at", "on_the_cpu", "widened"]
+__all__ = ["is_wrapped", "may_look_at", "on_the_cpu", "outside_inference_mode", "widened"]
 
 
 def may_look_at(*tensors: Tensor) -> bool:
@@ -41,3 +42,19 @@ def on_the_cpu(function: Callable[_P, _T]) -> Callable[_P, _T]:
 def widened(tensor: Tensor) -> Tensor:
     """The same numbers in single precision, where they are of half: what is summed of these would be rounded away."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+@contextmanager
+def outside_inference_mode(*values: Any) -> Iterator[tuple[Any, ...]]:
+    """Leave inference mode (not its freedom from gradients), with these tensors as ones that were made outside of it.
+
+    In inference mode, torch.func.vjp gives zeros without a word (torch 2.9).
+    """
+    if torch.compiler.is_dynamo_compiling():
+        yield values
+        return
+    with ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+            stack.enter_context(torch.no_grad())
+        yield tuple(x.clone() if isinstance(x, Tensor) and x.is_inference() else x for x in values)

@@ -128,7 +128,10 @@ def capture(
 
 def _trace_of(model: nn.Module, inputs: tuple[Tensor, ...], output: Output, keep: frozenset[Target]) -> Trace:
     """That of a model which called the same on such inputs, or a new one."""
-    calls = rehearsed(model, inputs)
+    # What a function chooses may change with what it reads.
+    calls = rehearsed(model, inputs) if output is None or isinstance(output, str | int) else None
+    if calls is None:
+        return _traced(detached(exported(model, inputs)), output, keep, None)[0]
     forms = tuple((type(x), x.dtype, tuple(x.shape), x.stride(), x.device) for x in inputs)
     key = calls, forms, output, keep, known()
     with _LOCK:
@@ -136,12 +139,10 @@ def _trace_of(model: nn.Module, inputs: tuple[Tensor, ...], output: Output, keep
             _TRACES.move_to_end(key)
             return _TRACES[key]
     trace, _ = _traced(detached(exported(model, inputs)), output, keep, calls)
-    # What a function chooses may change with what it reads.
-    if calls is not None and not callable(output):
-        with _LOCK:
-            _TRACES[key] = trace
-            while len(_TRACES) > KEPT:
-                _TRACES.popitem(last=False)
+    with _LOCK:
+        _TRACES[key] = trace
+        while len(_TRACES) > KEPT:
+            _TRACES.popitem(last=False)
     return trace
 
 

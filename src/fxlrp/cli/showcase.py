@@ -9,10 +9,11 @@ from torch import Tensor
 from zennit.core import Composite
 
 from ..composites import resolve
+from ..conversion import convert
 from ..io.console import say
 from ..io.files import check_picture
 from ..plot import Panel, save
-from ..twin import Twin, convert
+from ..twin import Twin
 from ..zoo import LoadedModel, Photo, find_class, load_lite0, photographs
 from .tables import Explained, spread_table, top_table
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from zennit.core import Composite
 
 from ..composites import resolve
+from ..conversion import convert
 from ..errors import ModelError
 from ..io.images import read_image
-from ..twin import Twin, convert
+from ..twin import Twin
 from ..zoo import LoadedModel, find_class, load
 from .options import Question
 

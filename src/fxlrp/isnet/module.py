@@ -11,12 +11,12 @@ from torch.utils.checkpoint import checkpoint
 
 from ..capture import Capture, Output
 from ..compiled import CompiledModule
-from ..compiler import Programs, outside_inference_mode
+from ..compiler import Programs
 from ..errors import InputError, ModulePathError, VariantError
 from ..given import check_choice, check_count, check_flags, check_model, inputs_of, paths_of
 from ..recipe import Recipe
 from ..relevance.program import Program
-from ..values import widened
+from ..values import outside_inference_mode, widened
 from .supervision import bottlenecks
 from .variants import Bounds, Settings, variant_of
 

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from ..conversion import check_finite
 from ..errors import InputError, TargetError
 from ..given import inputs_of
 from ..relevance.program import Program, RelevancePass
 from ..relevance.seeds import Target, seed_relevance
 from ..rules.base import total
-from ..twin import Twin, check_finite
+from ..twin import Twin
 from ..wording import columns
 from .books import Books, Row, relative
 

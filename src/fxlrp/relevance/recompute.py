@@ -37,6 +37,8 @@ def recompute(graph: fx.Graph) -> None:
     Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016 (arXiv 1604.06174): the same for gradients.
     """
     forward = _Forward(graph)
+    if forward.is_empty:
+        return
     forward.cut(min((forward.cuts(count) for count in STRETCHES), key=forward.taken))
 
 
@@ -53,6 +55,11 @@ class _Forward:
         self._steps = {node: i for i, node in enumerate(nodes[start:])}
         self._bytes = [_bytes(node) for node in self._nodes]
         self._read = [any(user in self._steps for user in node.users) for node in self._nodes]
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the output is the input."""
+        return not self._nodes
 
     def cuts(self, count: int) -> list[int]:
         """Where so many stretches begin, and the end: where little is handed on, and each has about as much to keep."""

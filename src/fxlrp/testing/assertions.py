@@ -15,12 +15,13 @@ from zennit.core import Composite
 from ..canonizers import reads
 from ..capture import capture
 from ..composites import resolve
+from ..conversion import convert
 from ..errors import FxlrpError
 from ..ledger import audit
 from ..marks import FOLDS
 from ..place import where
 from ..relevance.seeds import Target, seed_relevance
-from ..twin import Twin, convert
+from ..twin import Twin
 from .models import for_zennit
 
 __all__ = ["assert_conserves", "assert_matches_zennit", "assert_same_function", "relative", "zennit_relevance"]

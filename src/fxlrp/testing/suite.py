@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from zennit.core import Composite
 
 from ..canonizers import canonize
-from ..twin import Twin, convert
+from ..conversion import convert
+from ..twin import Twin
 from .assertions import assert_conserves, assert_same_function, relative
 
 Case = tuple[nn.Module, tuple[Tensor, ...]]

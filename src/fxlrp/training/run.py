@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 from torch.utils.data import DataLoader, DistributedSampler
 
+from ..conversion import convert
 from ..errors import FxlrpError, InputError, ModelError
 from ..isnet import ISNet, ISNetLoss, ISNetLosses
 from ..isnet.ranges import Ranges
 from ..isnet.variants import Settings, epsilon_composite
-from ..twin import convert
 from ..zoo import LoadedModel
 from .checkpoint import Checkpoint, State
 from .data import MaskedImages, Sample

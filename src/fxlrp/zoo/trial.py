@@ -14,12 +14,12 @@ from zennit.core import Composite
 from ..canonizers import reads
 from ..canonizers.report import report
 from ..capture import capture
+from ..conversion import convert
 from ..errors import FxlrpError
 from ..graph import dependents
 from ..ledger import audit
 from ..reading import unwrap
 from ..testing.assertions import relative
-from ..twin import convert
 from .catalogue import Sample
 
 __all__ = ["TOLERANCE", "Trial", "try_out"]

@@ -12,7 +12,8 @@ from ...ops import Call
 from ..base import Site
 from . import probe
 from .basic import BasicRule
-from .products import Plan, Share, SidedBranch, plan_of
+from .plan import Plan, Share, SidedBranch
+from .products import plan_of
 from .sided import ALL, NONE, Sided, sided
 from .stabilizer import quickened
 
