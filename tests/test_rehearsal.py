@@ -284,3 +284,10 @@ def test_a_function_that_chooses_the_output_is_asked_each_time(model, x, exports
     which[0] = 1
     second = fxlrp.convert(two, "epsilon_plus", output=choose)(x, 1)
     torch.testing.assert_close(second.output, 2 * first.output)
+
+
+@pytest.mark.parametrize("output", [["logits"], {"logits": 0}, 1.5])
+def test_an_output_that_is_none_has_its_own_error(output, model, x):
+    """Also where it could be no part of what captures are found again by."""
+    with pytest.raises(fxlrp.errors.CaptureError, match="output is a key, an index, a function or None, not"):
+        fxlrp.convert(model, "epsilon_plus", output=output)(x, 1)
