@@ -257,6 +257,22 @@ def test_the_state_dict_is_the_models(model, x):
     assert {f"model.{key}" for key in model.state_dict()} == set(twin.state_dict())
 
 
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_autocast_of_a_convolution_holds_backward_too(kernel):
+    """Its own derivative, taken outside of autocast, reads what the forward call read."""
+    conv = nn.Conv2d(64, 64, kernel, padding=kernel // 2)
+    model = nn.Sequential(conv, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
+    x = torch.randn(1, 64, 8, 8)
+    twin = fxlrp.convert(model, "epsilon_plus", trainable=True)
+    exact = torch.autograd.grad(twin(x, 1).relevance.square().sum(), conv.weight)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model[:1](x).dtype == torch.bfloat16
+        out = twin(x, 1)
+    found = torch.autograd.grad(out.relevance.square().sum(), conv.weight)[0]
+    assert found.dtype == torch.float32
+    assert 0.95 < torch.cosine_similarity(found.flatten(), exact.flatten(), dim=0) < 1
+
+
 def test_autocast():
     model = trained(Net()).float().eval()
     x = torch.randn(SHAPE)

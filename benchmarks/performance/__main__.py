@@ -2,7 +2,7 @@
 
     python benchmarks/performance [SECTION ...] [--networks NAME ...] [--size N] [--rounds N]
     python benchmarks/performance --check [SECTION ...]
-    python benchmarks/performance --cuda
+    python benchmarks/performance --cuda [--eager]
 
 Prints a table for each section. With --write, keeps the figures in figures.json and puts the tables into the
 documentation; with --check, says what got worse than these by more than a tenth and more than the noise of both.
@@ -68,12 +68,14 @@ def about(section: Section, command: str, rounds: int) -> str:
 
 
 def measured(section: Section, settings: Settings) -> list[Row]:
-    """The rows of a section, which are printed, too, if it stops before its end."""
+    """The rows of a section; where it is interrupted, those that there are."""
     rows = list[Row]()
     try:
         for row in section.rows(settings):
             rows.append(row)
             print(f"  {', '.join(map(str, list(row.values())[:2]))}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("  interrupted", file=sys.stderr)
     finally:
         if rows:
             print(f"{section.text}\n\n{table(rows)}\n", flush=True)
@@ -121,6 +123,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the figures, and put them into the documentation")
     parser.add_argument("--check", action="store_true", help="compare with the figures that are kept")
     parser.add_argument("--cuda", action="store_true", help="the section device, on a GPU")
+    parser.add_argument("--eager", action="store_true", help="do not compile: of device, which compiles each thing")
     parser.add_argument("--child", type=json.loads, help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -132,7 +135,7 @@ def main() -> None:
         parser.error(f"there is no section {', '.join(unknown)}: there are {', '.join(SECTIONS)}")
     if args.cuda and not torch.cuda.is_available():
         parser.error("--cuda needs a GPU that this PyTorch can see")
-    settings, before, lost = Settings(args.networks, args.size, args.rounds), stored(), []
+    settings, before, lost = Settings(args.networks, args.size, args.rounds, not args.eager), stored(), []
     for name in names:
         print(f"\n## {name}\n", flush=True)
         section, command = SECTIONS[name], f"python benchmarks/performance {'--cuda' if args.cuda else name}"

@@ -24,11 +24,14 @@ class Settings(NamedTuple):
         Of the images.
     rounds : int
         How often each thing is timed.
+    compiled : bool
+        Whether the section `device` compiles, too.
     """
 
     networks: Sequence[str] | None
     size: int | None
     rounds: int
+    compiled: bool = True
 
 
 class Section(NamedTuple):
@@ -77,7 +80,8 @@ def _cell(value: str | Figure | None) -> str:
 
 def table(rows: Sequence[Row]) -> str:
     """Rows as a table of Markdown; a column with nothing in it is left out."""
-    columns = [name for name in rows[0] if any(row.get(name) is not None for row in rows)]
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in names if any(row.get(name) is not None for row in rows)]
     lines = [columns, ["---"] * len(columns), *([_cell(row.get(name)) for name in columns] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -13,7 +13,7 @@ import fxlrp
 from .measuring import Run, interleaved, ratio, seconds
 from .section import Row, Section, Settings, verdict
 
-__all__ = ["TRAINING", "VARIANTS", "batch_of", "step_of"]
+__all__ = ["TRAINING", "VARIANTS", "Batch", "batch_of", "step_of"]
 
 VARIANTS = ("stochastic", "selective", "dual", "original")
 NETWORKS = ("resnet18", "resnet50", "densenet121")

@@ -33,6 +33,8 @@ class Geometry(NamedTuple):
 
 def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None = None) -> Tensor:
     """A convolution; transposed, if its geometry says so. The bias is one of the channels, shape (C_out,)."""
+    x, weight = in_autocast(x), in_autocast(weight)
+    bias = None if bias is None else in_autocast(bias)
     if not _has_own_derivative():
         return _convolve(x, weight, geometry, bias)
     value = _Convolution.apply(x, weight, geometry)
@@ -41,7 +43,16 @@ def convolve(x: Tensor, weight: Tensor, geometry: Geometry, bias: Tensor | None 
 
 def transpose(gradient: Tensor, weight: Tensor, shape: Sequence[int], geometry: Geometry) -> Tensor:
     """The transpose of `convolve`: from a gradient of its value to one of its input, which has this shape."""
+    gradient, weight = in_autocast(gradient), in_autocast(weight)
     return (_Transpose.apply if _has_own_derivative() else _transpose)(gradient, weight, shape, geometry)
+
+
+def in_autocast(value: Tensor) -> Tensor:
+    """As `torch.autocast` casts what a convolution reads: the ops below are not on its list on every device."""
+    kind = value.device.type
+    if not torch.is_autocast_enabled(kind) or value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        return value
+    return value.to(torch.get_autocast_dtype(kind))
 
 
 def _has_own_derivative() -> bool:
