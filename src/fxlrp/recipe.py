@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 from zennit.core import BasicHook, Composite
 
 from . import composites
-from .canonizers import canonize_graph, fold_constants, reads
+from .canonizers import fold_constants, reads
+from .canonizers.kept import canonical as canonical_of
 from .capture import Capture, Output, Rehearsal, capture, rehearsed
 from .errors import ModulePathError
 from .given import check_inputs
@@ -189,8 +190,7 @@ class Recipe:
         return any(not isinstance(each.rule, Transpose) for each in asked)
 
     def _canonized(self, captured: Capture, *, threshold_relu: bool) -> fx.GraphModule:
-        canonical = fx.GraphModule(self._root(captured), copy.deepcopy(captured.graph_module.graph), "Canonical")
-        canonize_graph(canonical, threshold_relu=threshold_relu)
+        canonical = canonical_of(captured, self._root(captured), threshold_relu=threshold_relu)
         if not self.trainable:
             fold_constants(canonical)
         prepare(canonical, rewrites_of(self.optimize))
