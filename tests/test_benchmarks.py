@@ -23,6 +23,7 @@ SECTIONS = {
     "memory": "| resnet18 | z+ |",
     "growth": "| resnet18 | 4 x 32 x 32 |",
     "compiled": "| resnet18 | gamma |",
+    "shares": "| resnet18 | gamma |",
 }
 """Of performance: a row of the table of each."""
 
