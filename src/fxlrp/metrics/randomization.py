@@ -236,7 +236,6 @@ def _layers(model: nn.Module, x: Tensor) -> list[str]:
     copy = duplicate(model)
     at: dict[str, int] = {}
 
-
     def note(path: str) -> None:
         at.setdefault(path, len(at))
 
