@@ -90,12 +90,12 @@ ABOUT = Table(
     ),
     flipping_aopc_morf=About(
         "mean fall while the most relevant goes first",
-        "Samek et al. 2017, eq. 12",
+        "Samek et al. 2017",
         *(-INFINITY, INFINITY, "higher", "model", _FLIPPING.format("morf", "aopc")),
     ),
     flipping_aopc_lerf=About(
         "mean fall while the least relevant goes first",
-        "Samek et al. 2017, eq. 12",
+        "Samek et al. 2017",
         *(-INFINITY, INFINITY, "lower", "model", _FLIPPING.format("lerf", "aopc")),
     ),
     faithfulness_correlation=About(
@@ -110,7 +110,7 @@ ABOUT = Table(
     ),
     sensitivity_max=About(
         "largest change of the heatmap near the image",
-        "Yeh et al. 2019, definition 3",
+        "Yeh et al. 2019",
         *(0, INFINITY, "lower", "explain", "metrics.sensitivity(explain, x, target)"),
     ),
     sensitivity_mean=About(

@@ -102,6 +102,6 @@ def faithfulness_correlation(
     drawn = drawn.to(images.device)
     chosen = torch.zeros(runs, rows * columns, dtype=torch.bool, device=images.device).scatter(1, drawn, True)
     places = spread(chosen.reshape(runs, rows, columns), patch, images.shape[2:])
-    after = asked.of_filled(filled, lambda which, run: places[run], len(images), runs)
+    after = asked.of_filled(filled, lambda _, run: places[run], runs)
     worth = sums.flatten(1).double()[:, drawn].sum(2)
     return pearson(worth, asked.original[:, None].double() - after.double())

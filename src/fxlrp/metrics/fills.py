@@ -19,8 +19,8 @@ Fill = str | Callable[[Tensor, Tensor, Generator], Tensor]
 Bounds = tuple[float | Tensor, float | Tensor] | None
 """Black and white of the input: two numbers, or a number for each channel; None: each image's own least and largest."""
 
-Filled = Callable[[Tensor, Tensor], Tensor]
-"""Of images' indices (n,) and masks (n, 1, H, W), the images filled, (n, C, H, W)."""
+Filled = Callable[[int, Tensor, Tensor], Tensor]
+"""Of an image's index, masks (n, 1, H, W) and an empty (n, C, H, W): the image under each mask, written to the last."""
 
 BLUR = 10 / 224
 """The deviation of the Gaussian, in units of the longer side (Fong and Vedaldi 2017)."""
@@ -81,7 +81,7 @@ def filling(x: Tensor, fill: Fill, bounds: Bounds, seed: int) -> Filled:
     Returns
     -------
     callable
-        Of images' indices (n,), ascending, and masks (n, 1, H, W), the images filled.
+        Of an image's index, masks (n, 1, H, W) and an empty (n, C, H, W): fills the last. Called in the order of steps.
 
     Raises
     ------
@@ -95,22 +95,22 @@ def filling(x: Tensor, fill: Fill, bounds: Bounds, seed: int) -> Filled:
         check_choice("fill", fill, FILLS)
         if fill in BACKDROPS:
             backdrop = BACKDROPS[fill](x, low, high).expand_as(x)
-            return lambda which, masks: torch.where(masks, backdrop[which], x[which])
+            return lambda i, masks, out: torch.where(masks, backdrop[i], x[i], out=out)
         if fill == "inpaint":
             opencv()
-            return lambda which, masks: inpainted(x[which], masks, low[which], high[which])
+            return lambda i, masks, out: out.copy_(inpainted(x[i], masks, low[i], high[i]))
     generators = [Generator().manual_seed(seed) for _ in x]
 
-    def one(index: int, mask: Tensor) -> Tensor:
-        image, of_image = x[index : index + 1], slice(index, index + 1)
-        if callable(fill):
-            return _checked(fill(image.clone(), mask, generators[index]), image)
-        noise = torch.rand(image.shape, generator=generators[index], dtype=image.dtype).to(image.device)
-        return torch.where(mask, low[of_image] + (high - low)[of_image] * noise, image)
+    def one_by_one(i: int, masks: Tensor, out: Tensor) -> Tensor:
+        for mask, place in zip(masks.split(1), out.split(1), strict=True):
+            if callable(fill):
+                place.copy_(_checked(fill(x[i, None].clone(), mask, generators[i]), x[i, None]))
+            else:
+                noise = torch.rand(x.shape[1:], generator=generators[i], dtype=x.dtype).to(x.device)
+                torch.where(mask, low[i] + (high[i] - low[i]) * noise, x[i], out=place)
+        return out
 
-    return lambda which, masks: torch.cat(
-        [one(index, mask) for index, mask in zip(which.tolist(), masks.split(1), strict=True)]
-    )
+    return one_by_one
 
 
 def _bounds(x: Tensor, bounds: Bounds) -> tuple[Tensor, Tensor]:

@@ -41,7 +41,7 @@ class Curve:
 
     @property
     def aopc(self) -> Tensor:
-        """The mean over the S + 1 points of how far the score has fallen: (B,) (Samek et al. 2017, eq. 12)."""
+        """The mean over the S + 1 points of how far the score has fallen: (B,) (Samek et al. 2017)."""
         return (self.scores[:, :1] - self.scores).mean(1)
 
 
@@ -141,8 +141,8 @@ def pixel_flipping(
     filled = filling(images, fill, bounds, seed)
     places = spread(ranks.reshape(sums.shape), patch, images.shape[2:])
     number = torch.tensor(flipped, device=images.device)
-    masks = lambda which, step: places[which] < number[step + 1].reshape(-1, 1, 1, 1)
-    scores = torch.cat([asked.original[:, None], asked.of_filled(filled, masks, len(images), len(flipped) - 1)], 1)
+    masks = lambda i, step: places[i] < number[1:][step].reshape(-1, 1, 1, 1)
+    scores = torch.cat([asked.original[:, None], asked.of_filled(filled, masks, len(flipped) - 1)], 1)
     if order != "random":
         scores = scores.masked_fill(sums.flatten(1).isnan().any(1, keepdim=True), torch.nan)
     return Curve(number, _shares(ranks, flipped, patch, images.shape[2:]).to(scores), scores)

@@ -37,33 +37,31 @@ def opencv() -> ModuleType:
 
 
 def inpainted(x: Tensor, masks: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Images with what is masked filled from around it, channel by channel, in single precision without rounding.
+    """An image with what is masked filled from around it, channel by channel, in single precision without rounding.
 
-    The fill does not depend on what it replaces. An image that is masked everywhere has nothing to be filled from and
-    becomes grey.
+    The fill does not depend on what it replaces. Where all is masked, there is nothing to fill from: it becomes grey.
 
     Parameters
     ----------
     x : Tensor
-        Shape (n, C, H, W).
+        Shape (C, H, W).
     masks : Tensor
         Shape (n, 1, H, W), bool.
     low, high : Tensor
-        Black and white, of a shape that goes with (n, C, 1, 1); what is filled lies between.
+        Black and white, shape (1, 1, 1) or (C, 1, 1); what is filled lies between.
 
     Returns
     -------
     Tensor
-        Of x's shape, dtype and device.
+        Shape (n, C, H, W), of x's dtype and device.
     """
-    width = (high - low).expand(len(x), x.shape[1], 1, 1)
-    scaled = torch.where(masks, 0.5, (x - low) / width.masked_fill(width == 0, 1)) * WHITE
-    planes = scaled.float().cpu().contiguous().numpy()
-    holes = masks[:, 0].to("cpu", torch.uint8).numpy()
-    partial = [i for i, hole in enumerate(holes) if 0 < hole.sum() < hole.size]
+    width = high - low
+    shades = (x - low) / width.masked_fill(width == 0, 1)
+    planes = (torch.where(masks, 0.5, shades) * WHITE).float().cpu().contiguous().numpy()
+    holes = masks[:, 0].to("cpu", torch.uint8).contiguous().numpy()
+    places = [(i, channel) for i, hole in enumerate(holes) if 0 < hole.sum() < hole.size for channel in range(len(x))]
     cv2: Any = opencv()
     paint = lambda place: cv2.inpaint(planes[place], holes[place[0]], RADIUS, cv2.INPAINT_TELEA)
-    places = [(i, channel) for i in partial for channel in range(x.shape[1])]
     # OpenCV lets go of the interpreter's lock while it works.
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:
         for place, plane in zip(places, threads.map(paint, places), strict=True):

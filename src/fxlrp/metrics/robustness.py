@@ -29,7 +29,7 @@ def sensitivity(
 ) -> Tensor:
     """How far the heatmap of the same class moves within a neighbourhood of the image, relative to its own size.
 
-    Yeh et al. 2019 (On the (in)fidelity and sensitivity of explanations, definition 3: SENS_max), used by Pahde et al.
+    Yeh et al. 2019 (On the (in)fidelity and sensitivity of explanations: SENS_max), used by Pahde et al.
     2023: the largest (or mean) ``||R(x + d) - R(x)|| / ||R(x)||``, in the Euclidean norm over all elements, of `runs`
     draws of d, uniform in [-radius, radius] in each element; the same for every image.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -59,12 +60,13 @@ class Scorer:
         check_count("batch_size", batch_size)
         if not callable(score):
             check_choice("score", score, SCORES)
-        self.model, self.score, self.batch_size = model, score, batch_size or max(len(x), 1)
-        outputs = torch.cat([self._outputs(images) for images in x.split(self.batch_size)])
+        self.model, self.images, self.score, self.batch_size = model, x, score, batch_size or sys.maxsize
+        # Copies: a model's first op may work in place.
+        outputs = torch.cat([self._outputs(images.clone()) for images in x.split(min(self.batch_size, len(x)))])
         self.classes = None if callable(score) and target is None else classes_of(outputs, target)
         self.original = self._scores(outputs, torch.arange(len(x), device=x.device))
 
-    def of_filled(self, filled: Filled, masks: Callable[[Tensor, Tensor], Tensor], images: int, steps: int) -> Tensor:
+    def of_filled(self, filled: Filled, masks: Callable[[int, slice], Tensor], steps: int) -> Tensor:
         """The scores of each image at each step, (B, S).
 
         Parameters
@@ -72,17 +74,25 @@ class Scorer:
         filled : callable
             From `fxlrp.metrics.fills.filling`.
         masks : callable
-            Of indices of images and of steps, each (n,), the masks (n, 1, H, W).
-        images, steps : int
+            Of an image's index and a slice of the steps, the masks (n, 1, H, W).
+        steps : int
             How many there are.
         """
-        device = self.original.device
-        which = torch.arange(images, device=device).repeat_interleave(steps)
-        step = torch.arange(steps, device=device).repeat(images)
-        found = [self.original[:0]]
-        for some, at in zip(which.split(self.batch_size), step.split(self.batch_size), strict=True):
-            found.append(self._scores(self._outputs(filled(some, masks(some, at))), some))
-        return torch.cat(found).reshape(images, steps)
+        total = len(self.images) * steps
+        size = min(self.batch_size, total)
+        # One piece of memory for all batches: most of the time would go to asking for new ones.
+        room = self.images.new_empty(size, *self.images.shape[1:])
+        found = []
+        for start in range(0, total, size):
+            at, stop = start, min(start + size, total)
+            while at < stop:
+                image, step = divmod(at, steps)
+                end = min(stop, at - step + steps)
+                filled(image, masks(image, slice(step, step + end - at)), room[at - start : end - start])
+                at = end
+            which = torch.arange(start, stop, device=self.images.device) // steps
+            found.append(self._scores(self._outputs(room[: stop - start]), which))
+        return torch.cat(found).reshape(-1, steps)
 
     def _outputs(self, images: Tensor) -> Tensor:
         outputs = widened(output_of(self.model(images)))
@@ -101,7 +111,7 @@ class Scorer:
             if not isinstance(found, Tensor) or found.shape != outputs.shape[:1]:
                 what = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
                 raise InputError(f"score returns one number for each image, ({len(outputs)},), not {what}")
-            return found
+            return found.clone()  # It may be a view of the images.
         if self.score == "probability":
             if outputs.shape[1] == 1:
                 raise InputError(
