@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import canonizers, errors, rules, testing, vocabulary
+    from . import canonizers, errors, metrics, rules, testing, vocabulary
     from .canonizers import canonize
     from .conversion import convert, explain
     from .isnet import ISNet, ISNetLoss, ISNetLosses, ISNetOutput, calibrate
@@ -32,6 +32,7 @@ __all__ = [
     "convert",
     "errors",
     "explain",
+    "metrics",
     "rules",
     "seed_relevance",
     "testing",
