@@ -15,8 +15,8 @@ from zennit.torchvision import (
     VGGCanonizer,
 )
 
-from .errors import CompositeError, MissingExtraError
-from .wording import did_you_mean, near_to
+from ..errors import CompositeError, MissingExtraError
+from ..wording import did_you_mean, near_to
 
 __all__ = ["DEFAULT", "Bounds", "Picklable", "check_names", "foreign_canonizers", "names_of", "resolve"]
 
