@@ -1,5 +1,53 @@
-"""Which composite is meant: a zennit one, its name, or fxlrp's default; and what it is for a graph."""
+"""Composites: zennit's by name, and those of the literature that it has not; which one is meant, and what it names."""
 
-from .naming import DEFAULT, Bounds, Picklable, check_names, foreign_canonizers, names_of, resolve
+from __future__ import annotations
 
-__all__ = ["DEFAULT", "Bounds", "Picklable", "check_names", "foreign_canonizers", "names_of", "resolve"]
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .depth import Place, place_of, standing
+    from .layers import ByLayer, by_layer
+    from .listing import Listed, Listing, listed
+    from .naming import DEFAULT, Bounds, Picklable, check_names, foreign_canonizers, names_of, resolve
+    from .published import decreasing_gamma, tutorial
+
+__all__ = [
+    "DEFAULT",
+    "Bounds",
+    "ByLayer",
+    "Listed",
+    "Listing",
+    "Picklable",
+    "Place",
+    "by_layer",
+    "check_names",
+    "decreasing_gamma",
+    "foreign_canonizers",
+    "listed",
+    "names_of",
+    "place_of",
+    "resolve",
+    "standing",
+    "tutorial",
+]
+
+_HOMES = {
+    "depth": ("Place", "place_of", "standing"),
+    "layers": ("ByLayer", "by_layer"),
+    "listing": ("Listed", "Listing", "listed"),
+    "naming": ("DEFAULT", "Bounds", "Picklable", "check_names", "foreign_canonizers", "names_of", "resolve"),
+    "published": ("decreasing_gamma", "tutorial"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: `fxlrp explain --help` names composites, and is not to wait for torch.
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f".{home}", __name__), name)
+    raise AttributeError(f"module 'fxlrp.composites' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
