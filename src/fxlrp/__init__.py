@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import canonizers, errors, metrics, rules, testing, vocabulary
+    from . import canonizers, composites, errors, metrics, rules, testing, vocabulary
     from .canonizers import canonize
     from .conversion import convert, explain
     from .isnet import ISNet, ISNetLoss, ISNetLosses, ISNetOutput, calibrate
@@ -29,6 +29,7 @@ __all__ = [
     "canonize",
     "canonizers",
     "check",
+    "composites",
     "convert",
     "errors",
     "explain",

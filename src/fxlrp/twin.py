@@ -121,9 +121,11 @@ class Twin(CompiledModule):
         return Explanation(output, relevance[0] if single else relevance, recorded)
 
     def _run(self, program: Program, inputs: tuple[Tensor, ...], target: Target) -> Any:
+        if not self.trainable:
+            inputs = tuple(x.detach() for x in inputs)
         with (
             outside_inference_mode(*inputs, target) as (*values, seed),
-            torch.set_grad_enabled(torch.is_grad_enabled() and self.trainable),
+            torch.set_grad_enabled(torch.is_grad_enabled() and (self.trainable or program.tuned)),
         ):
             return program.run(tuple(values), seed)
 

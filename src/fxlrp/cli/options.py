@@ -10,7 +10,11 @@ from typing import TypeVar
 
 import click
 
+from ..composites.listing import COMPOSITES
+
 __all__ = ["Question", "about_a_model", "writes_a_picture"]
+
+NAMES = ", ".join(each.name for each in COMPOSITES if each.by_name)
 
 Function = TypeVar("Function", bound=Callable[..., None])
 
@@ -40,7 +44,7 @@ OPTIONS = (
         metavar="NAME",
         default="epsilon_plus_flat",
         show_default=True,
-        help="Which rules, by the name of a zennit composite.",
+        help=f"Which rules: {NAMES}. print(fxlrp.composites.listed()) says what each does.",
     ),
     click.option("--target", metavar="CLASS", help="What to explain: index or name. Without: the most probable class."),
 )

@@ -107,7 +107,8 @@ def assign(
     if output not in active:
         raise CaptureError("the output that is explained does not depend on any floating-point input")
     reachable = _reachable(output, active)
-    given, non_negative = _offer(graph, reachable, None if composite is None else Offers(composite, modules))
+    offered = [node for node in graph.nodes if node in reachable and node.op == "call_function"]
+    given, non_negative = _offer(graph, reachable, None if composite is None else Offers(composite, modules, offered))
     assigned: list[Assignment] = []
     reached, final = {output}, {output}
     for node in reversed(graph.nodes):

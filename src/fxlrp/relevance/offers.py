@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 
 import zennit.types
 from torch import fx, nn
 from zennit.core import Composite, Hook
 from zennit.layer import Sum
 
-from ..composites import names_of
+from ..composites import Place, names_of, standing
 from ..errors import CompositeError
 from ..frames import warn
 from ..ops import Op
@@ -26,10 +26,21 @@ class Offers:
     """Offers ops to a composite, one after another, and notices what the composite would not see done.
 
     As in zennit, a container is offered too, in front of its parts: a composite may note in its context where it is.
+    Of a linear layer, it may ask how deep it stands (`fxlrp.composites.place_of`).
+
+    Parameters
+    ----------
+    composite : Composite
+        Is asked.
+    modules : dict of str to nn.Module
+        The model's modules by path.
+    nodes : iterable of fx.Node
+        The ops that will be offered, in the order of execution.
     """
 
-    def __init__(self, composite: Composite, modules: Mapping[str, nn.Module]) -> None:
+    def __init__(self, composite: Composite, modules: Mapping[str, nn.Module], nodes: Iterable[fx.Node]) -> None:
         self._composite, self._modules = composite, modules
+        self._places = _places(nodes, modules)
         self._context: dict[str, object] = {}
         self._hooks: dict[str, Hook | None] = {}
         self._with_ops: set[str] = set()
@@ -51,7 +62,7 @@ class Offers:
             self._once(node, path, module, stand_in)
             return hook, module
         if stand_in is not None and not isinstance(module, type(stand_in)):
-            hook = self._composite.module_map(self._context, path, stand_in)
+            hook = self._asked(node, path, stand_in)
             if hook is not None:
                 self._matched.add(path)
                 return hook, stand_in
@@ -68,9 +79,13 @@ class Offers:
                 return None
             key = call if _is_leaf(module) else path
             if key not in self._hooks:
-                self._hooks[key] = self._composite.module_map(self._context, path, module)
+                self._hooks[key] = self._asked(key, path, module)
             hook = self._hooks[key]
         return hook
+
+    def _asked(self, key: Hashable, path: str, module: nn.Module) -> Hook | None:
+        with standing(self._places.get(key)):
+            return self._composite.module_map(self._context, path, module)
 
     def _once(self, node: fx.Node, path: str, module: nn.Module, stand_in: nn.Module | None) -> None:
         """A rule for a module speaks of all of it: so the module must be one op."""
@@ -120,6 +135,17 @@ class Offers:
                 "left to its default. Check the types and names that it maps."
             )
         warn(f"the composite {name} has a rule for none of the model's ops: each gets its default, see fxlrp.check.")
+
+
+def _places(nodes: Iterable[fx.Node], modules: Mapping[str, nn.Module]) -> dict[Hashable, Place]:
+    """Where each linear layer stands: by the call of its module, or by its node where it is a functional call."""
+    found: dict[Hashable, int] = {}
+    for node in nodes:
+        if isinstance(stand_in_of(node), zennit.types.Linear):
+            module = modules.get(module_path(node))
+            is_module = isinstance(module, zennit.types.Linear) and _is_leaf(module)
+            found.setdefault(module_calls(node)[-1][1] if is_module else node, len(found))
+    return {key: Place(index, len(found)) for key, index in found.items()}
 
 
 def _only_contains(module: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from ..graph import drop_dead_code
 from ..marks import NUMBER, SIZE_BOUND, UNBATCHED
 from ..models import tensors_by_path
 from ..reading import is_known
+from ..rules.zennit.held import is_tuned
 from .emit import Written
 from .recompute import recompute
 from .seeds import Target, as_tensor, is_given, seed_relevance
@@ -57,6 +58,8 @@ class RelevancePass:
     out_dims : tuple
         Where several seeds stand in what the relevance half gives, as of `torch.vmap`: an input that no relevance
         reaches has none.
+    tuned : bool
+        Whether a rule holds a tensor that requires a gradient: relevance then has one with respect to it.
     """
 
     def __init__(self, whole: fx.GraphModule, written: Sequence[Written], *, recomputed: bool = False) -> None:
@@ -68,6 +71,7 @@ class RelevancePass:
         self.graph_module = fx.GraphModule(whole, graph, "Twin")
         (result,) = next(node for node in graph.nodes if node.op == "output").args
         self.out_dims: Any = tuple(None if each is None else 0 for each in result[1]), 0
+        self.tuned = is_tuned(*(getattr(each.assignment.rule, "hook", None) for each in written))
 
     @property
     def seed(self) -> fx.Node:
@@ -193,6 +197,11 @@ class Program:
     def batched(self) -> bool:
         """Whether the output has a batch; if not, its only dimension are the classes of one sample."""
         return has_batch(self.canonical)
+
+    @property
+    def tuned(self) -> bool:
+        """Whether relevance has a gradient with respect to what rules hold."""
+        return any(each.tuned for each in self.passes)
 
     @property
     def size_bound(self) -> bool:

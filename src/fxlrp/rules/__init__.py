@@ -3,6 +3,7 @@
 from .attnlrp import Attention, Bilinear, Gate, Half, Linearized, Softmax
 from .base import Account, Rule, Site
 from .plain import Gradient, Pass, Transpose
+from .stabilizing import stabilizers
 from .zennit.basic import BasicRule
 from .zennit.hook import HookRule
 
@@ -21,4 +22,5 @@ __all__ = [
     "Site",
     "Softmax",
     "Transpose",
+    "stabilizers",
 ]

@@ -17,6 +17,7 @@ from ..base import Account, Refused, Rule, Site
 from . import probe
 from .account import Evaluated, account_of, expected_of
 from .branch import Branch, Mapper, Modifying, branches_of, check_params, modified_params
+from .held import is_tuned
 from .reading import Reading, Use, reading_of
 from .spelled import spelled
 from .stabilizer import quickened
@@ -114,7 +115,8 @@ class BasicRule(Rule):
             If a modifier gives something else than a parameter.
         """
         changed = lambda branch: self.changed_params(branch, params, list(site.op.params))
-        bound = lambda branches: tuple(b if b.keeps_params else replace(b, bound=changed(b)) for b in branches)
+        stays = lambda branch: branch.keeps_params or is_tuned(branch.param_modifier)
+        bound = lambda branches: tuple(b if stays(b) else replace(b, bound=changed(b)) for b in branches)
         return replace(self, branches=bound(self.branches), of_non_negative=bound(self.of_non_negative))
 
     def reading(self, site: Site) -> Reading | None:

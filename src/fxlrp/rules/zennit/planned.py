@@ -12,6 +12,7 @@ from ...ops import Call
 from ..base import Site
 from . import probe
 from .basic import BasicRule
+from .held import is_tuned
 from .plan import Plan, Share, SidedBranch
 from .products import plan_of
 from .sided import ALL, NONE, Sided, sided
@@ -146,7 +147,7 @@ def planned(rule: BasicRule, site: Site, *, subtract: bool) -> PlannedRule | Non
     subtract : bool
         As of `fxlrp.rules.zennit.products.plan_of`.
     """
-    if site.op.at_zero is None or site.op.products is not None or len(site.slots) != 1:
+    if site.op.at_zero is None or site.op.products is not None or len(site.slots) != 1 or is_tuned(rule.hook):
         return None
     branches, reading = sided_branches(rule, site), rule.reading(site)
     if branches is None or reading is None:

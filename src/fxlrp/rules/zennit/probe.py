@@ -17,6 +17,7 @@ from torch import Tensor
 from ...errors import RuleError
 from ...values import on_the_cpu
 from .branch import Mapper, Modifier, Reducer
+from .held import is_tuned
 from .memory import remembered
 
 __all__ = [
@@ -57,6 +58,8 @@ def _drawn(shape: tuple[int, ...], non_negative: bool, seed: int) -> Tensor:
 
 
 def _agrees(function: Modifier, reference: Modifier, inputs: Sequence[Tensor]) -> bool:
+    if is_tuned(function):
+        return False
     for x in inputs:
         try:
             value = function(x.clone())
@@ -120,7 +123,7 @@ class Alone:
 @remembered
 def keeps_params(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> bool:
     """Whether a parameter modifier changes none of the parameters of these names and ranks (tried on small ones)."""
-    tried = small(shapes)
+    tried, tuned = small(shapes), is_tuned(modify)
     for seed in _rounds(tried.values()):
         params = {name: numbers(shape, seed=seed) for name, shape in tried.items()}
         try:
@@ -130,7 +133,7 @@ def keeps_params(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shape
         # As above.
         except Exception:
             return False
-        if not all(_equal(modified[name], param) for name, param in params.items()):
+        if tuned or not all(_equal(modified[name], param) for name, param in params.items()):
             return False
     return True
 
@@ -158,7 +161,7 @@ def rectified(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: 
 def keeps_scale(modify: Callable[[dict[str, Tensor]], dict[str, Tensor]], shapes: dict[str, Sequence[int]]) -> bool:
     """Whether a parameter modifier commutes with positive factors of the weight, as a clamp does (tried on small)."""
     tried = small(shapes)
-    if "weight" not in tried:
+    if "weight" not in tried or is_tuned(modify):
         return False
     for seed in _rounds(tried.values()):
         params = {name: numbers(shape, seed=seed) for name, shape in tried.items()}
@@ -185,7 +188,8 @@ def reads_gradient(reducer: Reducer, count: int, index: int, zero_inputs: Sequen
     others = list(gradients)
     others[index] = numbers(shape, seed=2 * count)
     try:
-        return not torch.equal(reducer(list(inputs), gradients), reducer(list(inputs), others))
+        same = torch.equal(reducer(list(inputs), gradients), reducer(list(inputs), others))
+        return not same or is_tuned(reducer)
     # As above: a reducer that refuses these numbers is taken to read everything.
     except Exception:
         return True
@@ -228,6 +232,7 @@ def shares_positive_products(
 
 @remembered
 @on_the_cpu
+@torch.no_grad()
 def coefficients(reducer: Reducer, count: int) -> tuple[list[float], list[float]] | None:
     """The a and b of a reducer ``sum_i a_i x_i g_i + b_i g_i`` of `count` branches; None if it is not of this form."""
     zeros = [torch.zeros(1, dtype=torch.float64)] * count

@@ -110,7 +110,8 @@ def gradients(
     ValueError
         If it does not give a gradient for each, of the relevance's shape.
     """
-    found = mapper(relevance, [output.clone() for output in outputs])
+    with torch.no_grad():
+        found = mapper(relevance, [output.clone() for output in outputs])
     found = [found] if isinstance(found, Tensor) else list(found)
     if len(found) != len(outputs) or any(found[i].shape != relevance.shape for i in wanted):
         raise ValueError("no gradient for each branch")

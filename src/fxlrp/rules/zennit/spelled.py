@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import types
 from collections.abc import Mapping, Sequence
 from numbers import Number
 
 from torch import Tensor
-from zennit.core import Hook, ParamMod, Stabilizer
+from zennit.core import Hook, Stabilizer
+
+from .held import held_by
+from .stabilizer import is_plain
 
 __all__ = ["spelled"]
 
@@ -35,7 +37,7 @@ def spelled(rule: Hook | Stabilizer) -> str:
     except (TypeError, ValueError):
         return f"{name}()"
     parameters = [p for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-    held = _held(rule)
+    held = held_by(rule)
     by_default = _held_by_default(type(rule), parameters)
     texts = {each.name: _text(_argument(held, each.name)) for each in parameters}
     own = [each.name for each in parameters if each.name not in _OPTIONS]
@@ -53,7 +55,7 @@ def spelled(rule: Hook | Stabilizer) -> str:
 def _held_by_default(kind: type, parameters: Sequence[inspect.Parameter]) -> dict[str, object]:
     """What a rule holds that is given nothing: of zennit's own, what they make of it (`Flat` zeroes the bias)."""
     if kind.__module__.startswith("zennit.") and all(each.default is not each.empty for each in parameters):
-        return _held(kind())
+        return held_by(kind())
     return {each.name: each.default for each in parameters}
 
 
@@ -72,43 +74,10 @@ class _Name(str):
     """A function's name."""
 
 
-def _held(rule: object) -> dict[str, object]:
-    """All values that a rule and its functions hold, by name; of several under one name, that nearest to the rule."""
-    found: dict[str, object] = {}
-    todo: list[object] = [rule]
-    seen: set[int] = set()
-    while todo:
-        value = todo.pop(0)
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        named = _names(value)
-        for name, each in named.items():
-            found.setdefault(name, each)
-        todo += value if isinstance(value, list | tuple) else named.values()
-    return found
-
-
-def _names(value: object) -> dict[str, object]:
-    if isinstance(value, types.FunctionType):
-        cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
-        return {name: contents for name, cell in cells for contents in _contents(cell)}
-    if isinstance(value, functools.partial):
-        return {"": value.func, **value.keywords}
-    return dict(vars(value)) if isinstance(value, Hook | ParamMod | Stabilizer) else {}
-
-
-def _contents(cell: types.CellType) -> list[object]:
-    try:
-        return [cell.cell_contents]
-    except ValueError:  # Nothing was put in yet.
-        return []
-
-
 def _text(value: object) -> str | None:
     """A value in short; None of one that has no short form."""
     if isinstance(value, Stabilizer):
-        return spelled(value) if value.clip or value.norm_scale else _text(value.epsilon)
+        return _text(value.epsilon) if is_plain(value) else spelled(value)
     if isinstance(value, Tensor):
         one = value.numel() == 1 and type(value) is Tensor and not value.is_meta
         return _text(value.item()) if one else f"tensor{list(value.shape)}"

@@ -12,7 +12,7 @@ from zennit.core import Stabilizer
 
 from .branch import Mapper, Modifier
 
-__all__ = ["has_stabilizer", "quickened", "stabilized", "with_stabilizers"]
+__all__ = ["has_stabilizer", "is_plain", "quickened", "stabilized", "with_stabilizers"]
 
 
 def stabilized(z: Tensor, epsilon: float) -> Tensor:
@@ -25,8 +25,17 @@ def stabilized(z: Tensor, epsilon: float) -> Tensor:
 
 
 def quickened(function: Mapper) -> Mapper:
-    """The same function, its plain stabilizers (that neither clip nor scale with the norm) replaced by quick ones."""
-    return with_stabilizers(function, lambda s: s if s.clip or s.norm_scale else partial(stabilized, epsilon=s.epsilon))
+    """The same function, its plain stabilizers replaced by quick ones."""
+    return with_stabilizers(function, lambda s: partial(stabilized, epsilon=s.epsilon) if is_plain(s) else s)
+
+
+def is_plain(stabilizer: Stabilizer) -> bool:
+    """Whether a stabilizer is ``z + epsilon sign(z)``: one of a class of its own, which clips or scales, is not."""
+    return (
+        type(stabilizer) is Stabilizer
+        and not (stabilizer.clip or stabilizer.norm_scale)
+        and not isinstance(stabilizer.epsilon, Tensor)
+    )
 
 
 def with_stabilizers(function: Mapper, replacement: Callable[[Stabilizer], Modifier]) -> Mapper:
@@ -43,13 +52,13 @@ def with_stabilizers(function: Mapper, replacement: Callable[[Stabilizer], Modif
         return function
     assert isinstance(function, types.FunctionType)
     cells = tuple(
-        types.CellType(replacement(cell.cell_contents)) if type(cell.cell_contents) is Stabilizer else cell
+        types.CellType(replacement(cell.cell_contents)) if isinstance(cell.cell_contents, Stabilizer) else cell
         for cell in function.__closure__ or ()
     )
     return types.FunctionType(function.__code__, function.__globals__, function.__name__, function.__defaults__, cells)
 
 
 def has_stabilizer(function: Mapper) -> bool:
-    """Whether a function has a stabilizer of zennit's in its closure."""
+    """Whether a function has a stabilizer, zennit's or one made of it, in its closure."""
     cells = function.__closure__ or () if isinstance(function, types.FunctionType) else ()
-    return any(type(cell.cell_contents) is Stabilizer for cell in cells)
+    return any(isinstance(cell.cell_contents, Stabilizer) for cell in cells)

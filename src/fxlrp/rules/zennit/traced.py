@@ -13,9 +13,10 @@ from torch.fx.proxy import GraphAppendingTracer
 from zennit.core import Stabilizer
 
 from .branch import Mapper
+from .held import held_by
 from .memory import remembered
 from .reading import Use, gradients, tries
-from .stabilizer import stabilized, with_stabilizers
+from .stabilizer import is_plain, stabilized, with_stabilizers
 
 __all__ = ["TracedMapper", "traced"]
 
@@ -80,6 +81,8 @@ def traced(mapper: Mapper, use: Use, given: Collection[int]) -> TracedMapper | N
         The branches whose output it is given; in the others' place, zero.
     """
     wanted = use.wanted
+    if any(isinstance(value, Tensor) for value in held_by(mapper).values()):
+        return None  # A graph holds no tensors.
     try:
         graph = _followed(mapper, use, given)
         numbers = [
@@ -116,7 +119,7 @@ def _followed(mapper: Mapper, use: Use, given: Collection[int]) -> fx.Graph:
     def stabilizer(of: Stabilizer) -> Callable[[Any], Any]:
         epsilon = of.epsilon
         plain = lambda z: tracer.create_proxy("call_function", stabilized, (z, epsilon), {})
-        return of if of.clip or of.norm_scale else plain
+        return plain if is_plain(of) else of
 
     found: Any = with_stabilizers(mapper, stabilizer)(relevance, outputs)
     found = [found] if isinstance(found, fx.Proxy) else list(found)

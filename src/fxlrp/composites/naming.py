@@ -1,8 +1,8 @@
-"""Which composite is meant: a zennit one, its name, or fxlrp's default; and what it is for a graph."""
+"""Which composite is meant: itself, its name, or fxlrp's default; and what it names, and brings along."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from torch import Tensor
 from zennit.canonizers import Canonizer, CompositeCanonizer, NamedMergeBatchNorm, SequentialMergeBatchNorm
@@ -15,8 +15,9 @@ from zennit.torchvision import (
     VGGCanonizer,
 )
 
-from .errors import CompositeError, MissingExtraError
-from .wording import did_you_mean, near_to
+from ..errors import CompositeError, MissingExtraError
+from ..wording import did_you_mean, near_to
+from .published import decreasing_gamma, tutorial
 
 __all__ = ["DEFAULT", "Bounds", "Picklable", "check_names", "foreign_canonizers", "names_of", "resolve"]
 
@@ -28,6 +29,13 @@ DEFAULT = "epsilon_plus_flat"
 
 BOX: Bounds = (-3.0, 3.0)
 """Input bounds of a composite that needs some and is given by its name: ImageNet-normalized photographs lie within."""
+
+_OF_BOUNDS: dict[str, Callable[..., Composite]] = {
+    "epsilon_gamma_box": EpsilonGammaBox,
+    "tutorial": tutorial,
+    "decreasing_gamma": decreasing_gamma,
+}
+"""The composites that need the input's bounds."""
 
 _OURS = (
     SequentialMergeBatchNorm,
@@ -41,7 +49,7 @@ _OURS = (
 
 
 def resolve(composite: Composite | str | None, bounds: Bounds = BOX) -> Composite:
-    """A zennit composite, from itself, from its name in `zennit.composites.COMPOSITES`, or the default for None.
+    """A zennit composite, from itself, from its name (`fxlrp.composites.listed`), or the default for None.
 
     Parameters
     ----------
@@ -63,14 +71,14 @@ def resolve(composite: Composite | str | None, bounds: Bounds = BOX) -> Composit
         raise CompositeError(
             f"a composite is a zennit Composite, its name, or None, not {composite!r} ({type(composite).__name__})"
         )
-    if composite not in COMPOSITES:
-        hint = did_you_mean(composite, COMPOSITES)
-        raise CompositeError(
-            f"there is no composite '{composite}'{hint} The names are: {', '.join(sorted(COMPOSITES))}."
-        )
-    if composite == "epsilon_gamma_box":
+    if composite in _OF_BOUNDS:
         low, high = bounds
-        return EpsilonGammaBox(low=low, high=high)
+        return _OF_BOUNDS[composite](low=low, high=high)
+    if composite not in COMPOSITES:
+        names = sorted({*COMPOSITES, *_OF_BOUNDS})
+        raise CompositeError(
+            f"there is no composite '{composite}'{did_you_mean(composite, names)} The names are: {', '.join(names)}."
+        )
     return COMPOSITES[composite]()
 
 
