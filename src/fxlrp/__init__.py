@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from . import canonizers, composites, errors, metrics, rules, testing, vocabulary
     from .canonizers import canonize
     from .conversion import convert, explain
+    from .evaluation import compare
     from .isnet import ISNet, ISNetLoss, ISNetLosses, ISNetOutput, calibrate
     from .ledger import Ledger, audit
     from .preview import Preview, check
@@ -29,6 +30,7 @@ __all__ = [
     "canonize",
     "canonizers",
     "check",
+    "compare",
     "composites",
     "convert",
     "errors",
@@ -52,6 +54,7 @@ _HOMES = (
         "audit": "ledger",
         "canonize": "canonizers",
         "check": "preview",
+        "compare": "evaluation",
         "seed_relevance": "relevance.seeds",
     }
 )

@@ -182,6 +182,15 @@ class Recipe:
             canonical = self._canonized(captured, threshold_relu=False)
         return canonical
 
+    def sharing(self, inputs: tuple[Tensor, ...]) -> list[list[int]]:
+        """Which methods can share a canonical graph, each by its index: one may ask for another than it has alone."""
+        captured = self.captured(inputs)
+        canonical = self._canonized(captured, threshold_relu=self.threshold_relu)
+        groups: dict[bool, list[int]] = {}
+        for index, method in enumerate(self.methods):
+            groups.setdefault(self._asks_a_clip(captured, canonical, method), []).append(index)
+        return list(groups.values())
+
     def _asks_a_clip(self, captured: Capture, canonical: fx.GraphModule, method: Method) -> bool:
         """Whether a composite has a rule for a ReLU that goes by its values, or relevance, where it only clips."""
         clips = {n for n in canonical.graph.nodes if n.op == "call_function" and unwrap(n)[0] is thresholded_relu}

@@ -1,0 +1,103 @@
+"""Pictures of a comparison: heatmaps side by side with their scores, and the curves of pixel flipping."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from ..plot.canvas import canvas, write
+from ..plot.picture import COLORS, clip, heatmap
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .table import Table
+
+__all__ = ["Example", "draw"]
+
+CELL = 1.9
+CURVE = 3.6
+ORDERS = {"morf": "most relevant first", "lerf": "least relevant first", "random": "random order"}
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """An image with its heatmaps.
+
+    Attributes
+    ----------
+    image : int
+        Its number.
+    x : Tensor
+        Shape (C, H, W).
+    target : int
+        The class that is explained.
+    relevance : dict of str to Tensor
+        Shape (C, H, W), by way.
+    """
+
+    image: int
+    x: Tensor
+    target: int
+    relevance: Mapping[str, Tensor]
+
+
+def draw(table: Table, path: str | Path) -> None:
+    """Draw a table's examples, and the mean curves of pixel flipping, if there are any."""
+    orders = [order for order in ORDERS if any(order in of for row in table.rows for of in row.curves.values())]
+    columns, lines = 1 + len(table.ways), len(table.examples)
+    below = CURVE if orders else 0.0
+    width = max(columns * CELL, len(orders) * CURVE * 1.3) + 0.4
+    height = lines * (CELL + 0.3) + below + 0.4
+    drawing = canvas(width, height)
+    for i, example in enumerate(table.examples):
+        top = 1 - (0.3 + i * (CELL + 0.3)) / height
+        for j, way in enumerate((None, *table.ways)):
+            box = (0.2 / width + j * CELL / width, top - CELL / height, 0.95 * CELL / width, 0.95 * CELL / height)
+            axes = drawing.add_axes(box)
+            axes.set_axis_off()
+            _cell(axes, table, example, way)
+    for j, order in enumerate(orders):
+        share = 1 / len(orders)
+        axes = drawing.add_axes(((j + 0.14) * share, 0.55 / height, 0.8 * share, (below - 1.0) / height))
+        _curves(axes, table, order, legend=not j)
+    write(drawing, path)
+
+
+def _cell(axes: Axes, table: Table, example: Example, way: str | None) -> None:
+    if way is None:
+        axes.imshow(_photo(example.x))
+        axes.set_title(f"image {example.image}, class {example.target}", fontsize=6)
+        return
+    axes.imshow(clip(heatmap(example.relevance[way].float())), cmap=COLORS, vmin=-1, vmax=1)
+    row = next((row for row in table.rows if row.image == example.image), None)
+    values = {} if row is None else row.values.get(way, {})
+    scores = ", ".join(f"{value:.2g}" for name, value in values.items() if "aopc" not in name)
+    axes.set_title(f"{way}\n{scores}", fontsize=6)
+
+
+def _photo(x: Tensor) -> np.ndarray:
+    """An image from black to white, whatever it was normalized with."""
+    low, high = x.min(), x.max()
+    shown = ((x - low) / (high - low).clamp(min=1e-12)).cpu()
+    return (shown if len(shown) == 3 else shown.mean(0, keepdim=True).expand(3, -1, -1)).permute(1, 2, 0).numpy()
+
+
+def _curves(axes: Axes, table: Table, order: str, *, legend: bool) -> None:
+    grid = np.linspace(0, 1, 101)
+    for way in table.ways:
+        found = [row.curves[way][order] for row in table.rows if order in row.curves.get(way, {})]
+        if found:
+            mean = np.nanmean([np.interp(grid, shares, scores) for shares, scores in found], axis=0)
+            axes.plot(grid, mean, label=way, linewidth=1)
+    axes.set_title(f"pixel flipping, {ORDERS[order]}", fontsize=8)
+    axes.set_xlabel("share of pixels flipped", fontsize=7)
+    axes.set_ylabel("score", fontsize=7)
+    axes.tick_params(labelsize=6)
+    if legend:
+        axes.legend(fontsize=6, frameon=False)
