@@ -19,8 +19,8 @@ from ..given import check_count, check_model
 from ..io.console import make_error_console, progress_bar
 from ..metrics.scoring import check_mode, classes_of, output_of
 from .batches import Batch, batches, number_of
+from .examples import Example
 from .measures import Case, Found, Metric, measures_of
-from .pictures import Example
 from .several import Explainer, Several, is_composite
 from .storage import ImageRow, Storage
 from .table import Table, rows_of

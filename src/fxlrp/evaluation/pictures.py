@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,35 +14,14 @@ from ..plot.picture import COLORS, clip, heatmap
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    from .examples import Example
     from .table import Table
 
-__all__ = ["Example", "draw"]
+__all__ = ["draw"]
 
 CELL = 1.9
 CURVE = 3.6
 ORDERS = {"morf": "most relevant first", "lerf": "least relevant first", "random": "random order"}
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """An image with its heatmaps.
-
-    Attributes
-    ----------
-    image : int
-        Its number.
-    x : Tensor
-        Shape (C, H, W).
-    target : int
-        The class that is explained.
-    relevance : dict of str to Tensor
-        Shape (C, H, W), by way.
-    """
-
-    image: int
-    x: Tensor
-    target: int
-    relevance: Mapping[str, Tensor]
 
 
 def draw(table: Table, path: str | Path) -> None:
@@ -72,13 +49,20 @@ def draw(table: Table, path: str | Path) -> None:
 def _cell(axes: Axes, table: Table, example: Example, way: str | None) -> None:
     if way is None:
         axes.imshow(_photo(example.x))
-        axes.set_title(f"image {example.image}, class {example.target}", fontsize=6)
+        axes.set_title(
+            f"image {example.image}, class {example.target}\n{', '.join(_shown(table).values())}", fontsize=6
+        )
         return
     axes.imshow(clip(heatmap(example.relevance[way].float())), cmap=COLORS, vmin=-1, vmax=1)
     row = next((row for row in table.rows if row.image == example.image), None)
     values = {} if row is None else row.values.get(way, {})
-    scores = ", ".join(f"{value:.2g}" for name, value in values.items() if "aopc" not in name)
+    scores = ", ".join(f"{values[name]:.2g}" for name in _shown(table) if name in values)
     axes.set_title(f"{way}\n{scores}", fontsize=6)
+
+
+def _shown(table: Table) -> dict[str, str]:
+    """The metrics that stand above a heatmap, and their short names."""
+    return {name: name.removeprefix("flipping_auc_") for name in table.metrics if "aopc" not in name}
 
 
 def _photo(x: Tensor) -> np.ndarray:

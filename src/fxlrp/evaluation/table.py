@@ -18,7 +18,7 @@ from ..metrics import ABOUT
 from ..wording import did_you_mean
 
 if TYPE_CHECKING:
-    from .pictures import Example
+    from .examples import Example
     from .storage import ImageRow
 
 __all__ = ["Difference", "Summary", "Table"]
