@@ -163,9 +163,9 @@ class Table:
         MissingExtraError
             If matplotlib is not installed.
         """
-        from .pictures import draw
+        from .pictures import Drawn, draw
 
-        draw(self, path)
+        draw(Drawn(self.rows, self.ways, self.metrics, self.examples), path)
 
     def __str__(self) -> str:
         arrows = {True: "higher is better", False: "lower is better", None: ""}
