@@ -6,10 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import canonizers, composites, errors, metrics, rules, testing, vocabulary
+    from . import canonizers, composites, errors, evaluation, metrics, rules, testing, vocabulary
     from .canonizers import canonize
     from .conversion import convert, explain
-    from .evaluation import compare
+    from .evaluation import compare, search
     from .isnet import ISNet, ISNetLoss, ISNetLosses, ISNetOutput, calibrate
     from .ledger import Ledger, audit
     from .preview import Preview, check
@@ -34,9 +34,11 @@ __all__ = [
     "composites",
     "convert",
     "errors",
+    "evaluation",
     "explain",
     "metrics",
     "rules",
+    "search",
     "seed_relevance",
     "testing",
     "vocabulary",
@@ -55,6 +57,7 @@ _HOMES = (
         "canonize": "canonizers",
         "check": "preview",
         "compare": "evaluation",
+        "search": "evaluation",
         "seed_relevance": "relevance.seeds",
     }
 )

@@ -9,6 +9,7 @@ from zennit.canonizers import Canonizer
 from zennit.rules import Epsilon, Gamma, ZBox
 
 from ..errors import CompositeError
+from ..rules.stabilizing import sign
 from .layers import ByLayer, by_layer
 
 __all__ = ["decreasing_gamma", "tutorial"]
@@ -24,7 +25,7 @@ def tutorial(
     low: Bound,
     high: Bound,
     gamma: float | Tensor = 0.25,
-    epsilon: Stabilizing = 0.25,
+    epsilon: Stabilizing | Tensor = 0.25,
     *,
     stabilizer: Stabilizing = 1e-6,
     canonizers: list[Canonizer] | None = None,
@@ -41,8 +42,9 @@ def tutorial(
         The lowest and highest values of the input, as of `zennit.rules.ZBox`.
     gamma : float or Tensor
         How much positive weights are favoured; at least 0.
-    epsilon : float or callable
-        As of `zennit.rules.Epsilon`. The tutorial itself, unlike the table, takes it relative to the layer's values:
+    epsilon : float, Tensor or callable
+        As of `zennit.rules.Epsilon`, or a tensor of one number. The tutorial itself, unlike the table, takes it
+        relative to the layer's values:
         ``fxlrp.rules.stabilizers["quadratic_mean"](0.25)``.
     stabilizer : float or callable
         Of all other rules, LRP-0 among them.
@@ -64,7 +66,7 @@ def tutorial(
     """
     rules = [
         ((0.0, 7 / _VGG16), Gamma(gamma, stabilizer=stabilizer)),
-        ((7 / _VGG16, 13 / _VGG16), Epsilon(epsilon)),
+        ((7 / _VGG16, 13 / _VGG16), Epsilon(sign(epsilon) if isinstance(epsilon, Tensor) else epsilon)),
         ((13 / _VGG16, 1.0), Epsilon(stabilizer)),
     ]
     first = ZBox(low, high, stabilizer=stabilizer)

@@ -1,6 +1,9 @@
 """Which heatmap is right: composites compared by metrics over data, and searched for."""
 
 from .compare import compare
+from .search import search
+from .space import SPACES, Range, Space
+from .study import Study, Trial
 from .table import Difference, Summary, Table
 
-__all__ = ["Difference", "Summary", "Table", "compare"]
+__all__ = ["SPACES", "Difference", "Range", "Space", "Study", "Summary", "Table", "Trial", "compare", "search"]

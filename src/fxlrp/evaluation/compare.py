@@ -25,7 +25,7 @@ from .several import Explainer, Several, is_composite
 from .storage import ImageRow, Storage
 from .table import Table, rows_of
 
-__all__ = ["compare"]
+__all__ = ["classes_in", "compare"]
 
 Way = Composite | str | Explainer | None
 
@@ -180,7 +180,7 @@ def _measure(
     examples: int,
 ) -> None:
     """Explain a batch, measure those images that are not stored yet, and keep the first as examples."""
-    classes = _classes(model, batch, target)
+    classes = classes_in(model, batch, target)
     heatmaps = {several: several(batch.x, classes) for several in dict.fromkeys(each for _, _, each in explained)}
     of = {label: heatmaps[several][name] for label, name, several in explained}
     for i in range(min(len(batch.x), examples - len(kept))):
@@ -215,7 +215,7 @@ def _measure(
         stored.add(ImageRow(numbers[i], row, curves))
 
 
-def _classes(model: nn.Module, batch: Batch, target: int | None) -> Tensor:
+def classes_in(model: nn.Module, batch: Batch, target: int | None) -> Tensor:
     """The class of each image, (B,)."""
     if target is None and batch.target is not None:
         return batch.target.long()

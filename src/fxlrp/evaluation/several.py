@@ -143,15 +143,20 @@ class Several:
         target : int, Tensor or None
             Their classes.
         """
-        found: dict[str, Tensor] = {}
         with torch.no_grad():
-            for names, programs in self._grouped(x):
-                _, relevances = programs.of((x,)).run_all((x,), target)
-                found |= {name: _of_image(one) for name, one in zip(names, relevances, strict=True)}
+            found = self.differentiable(x, target)
         for name, explain in self._others.items():
             explained = explain(x, target)
             found[name] = getattr(explained, "relevance", explained)
         return {name: found[name].detach().to(x.dtype) for name in self._names}
+
+    def differentiable(self, x: Tensor, target: Any) -> dict[str, Tensor]:
+        """Those of composites, on the canonical graph, by name: with derivatives with respect to what rules hold."""
+        found: dict[str, Tensor] = {}
+        for names, programs in self._grouped(x):
+            _, relevances = programs.of((x,)).run_all((x,), target)
+            found |= {name: _of_image(one) for name, one in zip(names, relevances, strict=True)}
+        return found
 
     def alone(self, name: str) -> Explainer:
         """One of the ways, as a function of images and classes."""
