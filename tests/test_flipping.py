@@ -1,25 +1,19 @@
-"""Pixel flipping and the correlation of faithfulness: guards against curves of other pixels, fills or images than said.
+"""Pixel flipping: guards against curves of other pixels, images or classes than said.
 
-Held against loops that flip patch by patch, and against linear models, of which the curve is known.
+Held against a loop that flips patch by patch, and against a linear model, of which the curve is known.
 """
 
 from __future__ import annotations
 
-import math
-import sys
-
-import cv2
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import fxlrp
 from fxlrp import metrics
-from fxlrp.errors import InputError, MissingExtraError, TargetError
+from fxlrp.errors import InputError, TargetError
 
 B, H, W, PATCH = 3, 10, 7, 3
-PATCHES = 4 * 3
 BOUNDS = (-0.5, 1.5)
 
 exactly = {"rtol": 1e-10, "atol": 1e-10}
@@ -192,88 +186,6 @@ def test_no_call_gets_more_images_than_it_may(model, x, relevance, batch_size):
     assert sum(sizes) == B * 7
 
 
-def shown(fill, x, relevance, steps, **options):
-    """The images that a model is shown, (S + 1, C, H, W), of one image; pixels, highest first."""
-    seen = []
-    model = lambda images: seen.append(images.clone()) or torch.ones(len(images), 2)
-    metrics.pixel_flipping(model, x, relevance, 0, fill=fill, patch=1, steps=steps, **options)
-    return torch.cat(seen)
-
-
-def test_random_is_within_bounds_and_anew_at_each_step(x):
-    relevance = torch.arange(H * W, dtype=torch.float64).reshape(1, H, W)
-    seen = shown("random", x[:1], relevance, [H * W - 5], bounds=(2.0, 3.0))
-    assert torch.equal(seen[1, :, 0, :5], x[0, :, 0, :5])
-    flipped = seen[1:].flatten(2)[..., 5:]
-    assert ((flipped >= 2) & (flipped <= 3)).all()
-    assert flipped.unique().numel() == flipped.numel()
-
-
-def test_bounds_of_each_channel(x):
-    seen = shown("grey", x[:1], x[:1], 1, bounds=([0.0, -1.0], torch.tensor([1.0, 5.0])))
-    assert seen[-1, 0].unique().tolist() == [0.5]
-    assert seen[-1, 1].unique().tolist() == [2.0]
-
-
-def test_blur_is_what_a_loop_gives(x):
-    seen = shown("blur", x[:1], x[:1], 1)[-1]
-    deviation = 10 / 224 * H
-    for c, i, j in [(0, 0, 0), (1, 4, 6), (1, 9, 3)]:
-        weights = {
-            (k, m): math.exp(-((i - k) ** 2 + (j - m) ** 2) / (2 * deviation**2)) for k in range(H) for m in range(W)
-        }
-        expected = sum(w * float(x[0, c, k, m]) for (k, m), w in weights.items()) / sum(weights.values())
-        assert seen[c, i, j].item() == pytest.approx(expected, rel=1e-10)
-
-
-def smooth(size=48):
-    rows, columns = torch.meshgrid(torch.linspace(0, 3, size), torch.linspace(0, 2, size), indexing="ij")
-    return torch.stack([rows.sin(), (rows * columns).cos(), columns / 2 - 1]).unsqueeze(0)
-
-
-def test_inpainting_is_opencv_s_up_to_its_rounding():
-    """Beside OpenCV on 8 bits, which rounds up at each pixel; on numbers as they are, it would be off by hundreds."""
-    x = smooth()
-    heat = torch.zeros(1, 48, 48)
-    heat[0, 5:20, 10:30] = 1
-    seen = shown("inpaint", x, heat, [300], bounds=(-1.0, 1.0))
-    bits = ((x[0] + 1) / 2 * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    by_opencv = cv2.inpaint(bits, (heat[0] > 0).byte().numpy(), 3, cv2.INPAINT_TELEA)
-    expected = torch.from_numpy(by_opencv.astype(np.float32)).permute(2, 0, 1) / 255 * 2 - 1
-    levels = (seen[1] - expected).abs() * 255 / 2
-    assert levels.mean() < 1
-    assert levels.max() < 8
-    assert torch.equal(seen[1][:, heat[0] == 0], x[0][:, heat[0] == 0])
-    assert seen[1][:, heat[0] > 0].unique().numel() > 600  # Not rounded to 8 bits.
-
-
-def test_inpainting_ends_in_grey_and_does_not_see_what_it_replaces():
-    x = smooth()
-    heat = torch.rand(1, 48, 48)
-    first = shown("inpaint", x, heat, [1000, 2000], bounds=(-1.0, 1.0))
-    assert first[-1].unique().tolist() == [0]
-    hidden = heat[0] >= heat.flatten().sort(descending=True).values[999]
-    other = x.clone()
-    other[0][:, hidden] = torch.rand(3, 1000)
-    again = shown("inpaint", other, heat, [1000, 2000], bounds=(-1.0, 1.0))
-    assert torch.equal(first[1:], again[1:])
-    flat = shown("inpaint", torch.full((1, 1, 48, 48), 2.5), heat, [1000])
-    assert flat.unique().tolist() == [2.5]
-
-
-def test_inpainting_scales_with_the_image():
-    x, heat = smooth().double(), torch.rand(1, 48, 48)
-    one, two = (shown("inpaint", x * factor, heat, [1500]) / factor for factor in (1, 1000))
-    torch.testing.assert_close(one, two, rtol=0, atol=1e-5)
-
-
-def test_without_opencv(monkeypatch, model, x, relevance):
-    monkeypatch.setitem(sys.modules, "cv2", None)
-    with pytest.raises(MissingExtraError, match=r"opencv-python-headless.*fxlrp\[evaluate\]"):
-        metrics.pixel_flipping(model, x, relevance)
-    metrics.pixel_flipping(model, x, relevance, fill="mean")
-
-
 def test_scores_and_targets(model, x, relevance):
     options = {"fill": "grey", "patch": PATCH}
     with torch.no_grad():
@@ -323,7 +235,6 @@ def test_nan_in_a_heatmap(model, x, relevance):
     relevance[1, 0, 3, 3] = torch.nan
     curve = metrics.pixel_flipping(model, x, relevance, fill="mean")
     assert curve.auc.isnan().tolist() == curve.aopc.isnan().tolist() == [False, True, False]
-    assert metrics.faithfulness_correlation(model, x, relevance, subset=9).isnan().tolist() == [False, True, False]
     assert not metrics.pixel_flipping(model, x, relevance, fill="mean", order="random").auc.isnan().any()
 
 
@@ -381,48 +292,3 @@ def test_on_a_gpu(model, x, relevance, fill):
     found = metrics.pixel_flipping(model.cuda(), x.cuda(), relevance.cuda(), fill=fill, patch=PATCH)
     assert found.auc.is_cuda
     torch.testing.assert_close(found.scores.cpu(), expected.scores, rtol=1e-6, atol=1e-6)
-
-
-def test_faithfulness_of_a_linear_model(x):
-    """What pixels are worth is just what the score loses without them; with the sign turned, the opposite."""
-    weight = torch.randn(2, H, W, dtype=torch.float64)
-    model = lambda images: (images * weight).flatten(1).sum(1, keepdim=True)
-    options = {"subset": 9, "runs": 30, "bounds": (0.0, 1.0)}
-    for sign in (1, -1):
-        found = metrics.faithfulness_correlation(model, x, sign * x * weight, 0, **options)
-        torch.testing.assert_close(found, torch.full((B,), float(sign), dtype=torch.float64), **exactly)
-    constant = metrics.faithfulness_correlation(model, x, torch.full((B, H, W), 0.1), 0, **options)
-    assert constant.isnan().all()
-    deaf = lambda images: images.new_ones(len(images), 2)
-    assert metrics.faithfulness_correlation(deaf, x, x, 0, **options).isnan().all()
-
-
-@pytest.mark.parametrize("patch", [1, PATCH])
-def test_faithfulness_is_what_a_loop_gives(model, x, relevance, patch):
-    """The subsets are read off from what the model is shown, and are the same for every image."""
-    subset, runs = (17, 12) if patch == 1 else (5, 12)
-    seen = []
-    watching = lambda images: seen.append(images.clone()) or model(images)
-    x += 1
-    options = {"patch": patch, "subset": subset, "runs": runs, "bounds": (0.0, 1.0)}
-    found = metrics.faithfulness_correlation(watching, x, relevance, 2, batch_size=5, **options)
-    shown = torch.cat(seen[1:]).reshape(B, runs, 2, H, W)
-    gone = (shown == 0).any(2)
-    assert torch.equal(gone[0], gone[1])
-    if patch == 1:
-        assert (gone.flatten(2).sum(2) == subset).all()
-    assert len({tuple(mask.flatten().tolist()) for mask in gone[0]}) > runs - 3
-    for number in range(B):
-        worth = [float((relevance[number].sum(0) * mask).sum()) for mask in gone[number]]
-        with torch.no_grad():
-            loss = [float(model(x[number, None])[0, 2] - model(each[None])[0, 2]) for each in shown[number]]
-        assert found[number].item() == pytest.approx(float(np.corrcoef(worth, loss)[0, 1]), rel=1e-10)
-    turned = metrics.faithfulness_correlation(model, x.flip(0), relevance.flip(0), 2, **options)
-    torch.testing.assert_close(turned.flip(0), found, **exactly)
-    other = metrics.faithfulness_correlation(model, x, relevance, 2, seed=1, **options)
-    assert not torch.allclose(other, found)
-
-
-def test_a_subset_of_more_than_there_is(model, x, relevance):
-    with pytest.raises(InputError, match=r"subset is 224, and images of 10 x 7 have 70 patches of 1 x 1.*subset=17"):
-        metrics.faithfulness_correlation(model, x, relevance)
