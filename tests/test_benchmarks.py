@@ -30,6 +30,7 @@ SECTIONS = {
 SMALLEST = {
     "conservation.py": ("squeezenet1_1", "| squeezenet1_1 |"),
     "default_composite.py": ("epsilon_plus --photographs 1", "| epsilon_plus |"),
+    "flipping.py": ("linear --images 2 --size 32 --steps 4 --rounds 1", "| linear | inpaint |"),
     "zoo.py": ("torchvision:squeezenet1_1 --kept kept.json -o zoo.md", "| torchvision:squeezenet1_1 |"),
     **{
         f"performance {name}": (f"{name} --networks resnet18 --size 32 --rounds 1", row)
@@ -38,7 +39,7 @@ SMALLEST = {
 }
 """Arguments, and a row of the table that is written."""
 
-QUICK = ("zoo.py",)
+QUICK = ("flipping.py", "zoo.py")
 
 NOT_RUN = {
     "performance device": "it compiles thirty things; it is for a GPU",
@@ -63,7 +64,9 @@ def test_each_script_is_run_or_listed(performance):
     assert {*SMALLEST, *NOT_RUN} == scripts | sections
 
 
-@pytest.mark.parametrize("name", ["conservation.py", "default_composite.py", "performance", "peers/run.py", "zoo.py"])
+@pytest.mark.parametrize(
+    "name", ["conservation.py", "default_composite.py", "flipping.py", "performance", "peers/run.py", "zoo.py"]
+)
 def test_help(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     monkeypatch.syspath_prepend(FOLDER)
