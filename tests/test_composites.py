@@ -205,7 +205,7 @@ def test_calls_are_counted_in_the_order_of_execution():
 
     def rule(context, name, module):
         if (place := fxlrp.composites.place_of(context, name, module)) is not None:
-            places.append((*place, name))
+            places.append((place.index, place.count, name))
             return zr.Epsilon()
 
     fxlrp.check(model, Composite(module_map=rule), x)
@@ -483,12 +483,11 @@ def toy(count: int = 41):
 def test_patterns_are_the_signals_direction(gated):
     """The weight (1, -1) filters the distractor (1, 1) out; the pattern is the signal's (1, 0), whatever the weight."""
     data, y = toy()
-    model = nn.Sequential(nn.Linear(2, 1), *([nn.ReLU(), nn.Linear(1, 1, bias=False)] if gated else [])).double()
+    weigh, keep = nn.Linear(2, 1, bias=False), nn.Linear(1, 1, bias=False)
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[1.0, -1.0]]))
-        model[0].bias.zero_()
-        if gated:
-            model[2].weight.fill_(1.0)
+        weigh.weight.copy_(torch.tensor([[1.0, -1.0]]))
+        keep.weight.fill_(1.0)
+    model = nn.Sequential(weigh, *([nn.ReLU(), keep] if gated else [])).double()
     composite = pattern_attribution(model, [data])
     assert torch.allclose(composite.patterns[0].weight, torch.tensor([[1.0, 0.0]]).double(), atol=1e-12)
     expected = torch.stack([y.clamp(min=0) if gated else y, torch.zeros_like(y)], 1)
@@ -500,11 +499,12 @@ def test_patterns_are_those_of_a_loop_over_the_data():
     torch.manual_seed(1)
     conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2)
     model = nn.Sequential(conv, nn.ReLU(), nn.Flatten(), nn.Linear(54, 3), nn.ReLU(), nn.Linear(3, 2)).double().eval()
+    model.requires_grad_(False)
     data = torch.randn(20, 4, 5, 5, dtype=torch.float64)
     found = pattern_attribution(model, [(data[:12], "labels"), (data[12:], "labels")]).patterns
     assert [each.path for each in found.values()] == ["0", "3", "5"]
-    hidden = model[:3](data).detach()
-    for index, layer, inputs, gated in ((1, model[3], hidden, True), (2, model[5], model[:5](data).detach(), False)):
+    hidden = model[:3](data)
+    for index, layer, inputs, gated in ((1, model[3], hidden, True), (2, model[5], model[:5](data), False)):
         for k in range(layer.out_features):
             seen = [(x, float(layer.weight[k] @ x), float(layer.weight[k] @ x + layer.bias[k]) > 0) for x in inputs]
             assert relative(found[index].weight[k], pattern_in_a_loop(layer.weight[k], seen, gated)) < 1e-10
