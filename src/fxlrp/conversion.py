@@ -50,8 +50,8 @@ def convert(
     model : nn.Module or torch.export.ExportedProgram
         The model; a `torch.fx.GraphModule` is one. It is never modified.
     composite : zennit.core.Composite, str or None
-        Which rule each layer gets: a zennit composite, the name of one in `zennit.composites.COMPOSITES`, or None for
-        the default (``docs/composites.md``). Its canonizers are not needed: those whose work fxlrp does are skipped,
+        Which rule each layer gets: a zennit composite, the name of one (`fxlrp.composites.listed`), or None for the
+        default (``docs/composites.md``). Its canonizers are not needed: those whose work fxlrp does are skipped,
         others are applied to a copy of the model.
     example_inputs : Tensor, tuple of Tensor or None
         Inputs to capture the model with, now. None: at the first call.

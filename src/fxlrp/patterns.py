@@ -49,7 +49,7 @@ def pattern_attribution(
     loader : iterable
         Gives inputs, or tuples of which the first is the input; each batch is read once. Some thousand images.
     canonizers : list of zennit.canonizers.Canonizer or None
-        For zennit's attributors. Patterns are of layers with their batch norms folded in: zennit has to merge them.
+        For zennit's attributors. Patterns are of layers with their batch norms folded in: zennit has to merge these.
 
     Returns
     -------

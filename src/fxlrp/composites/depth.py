@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import zennit.types
 from torch import nn
@@ -15,7 +16,8 @@ from ..errors import CompositeError
 __all__ = ["Place", "place_of", "standing"]
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """Where a linear layer stands.
 
     Attributes
@@ -67,7 +69,7 @@ def place_of(context: dict[Any, Any], name: str, module: nn.Module) -> Place | N
 
     Examples
     --------
-    >>> import zennit.rules
+    >>> import fxlrp, zennit.rules
     >>> from zennit.core import Composite
     >>> def deeper_is_sharper(context, name, module):
     ...     place = fxlrp.composites.place_of(context, name, module)

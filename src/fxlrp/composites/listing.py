@@ -149,6 +149,7 @@ def listed() -> Listing:
 
     Examples
     --------
+    >>> import fxlrp
     >>> [each.name for each in fxlrp.composites.listed() if not each.by_name]
     ['by_layer', 'pattern_attribution']
     """

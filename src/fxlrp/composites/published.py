@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 from zennit.canonizers import Canonizer
+from zennit.core import Hook
 from zennit.rules import Epsilon, Gamma, ZBox
 
 from ..errors import CompositeError
@@ -16,6 +17,11 @@ __all__ = ["decreasing_gamma", "tutorial"]
 
 Bound = float | Tensor
 Stabilizing = float | Callable[[Tensor], Tensor]
+
+# Zennit, whose signatures have no types, takes all of these.
+_BOX: Callable[..., Hook] = ZBox
+_GAMMA: Callable[..., Hook] = Gamma
+_EPSILON: Callable[..., Hook] = Epsilon
 
 _VGG16 = 16
 """How many linear layers VGG-16 has: the 13 convolutions, of which the first reads pixels, and the head's three."""
@@ -65,11 +71,11 @@ def tutorial(
     'ZBox(-3, 3)'
     """
     rules = [
-        ((0.0, 7 / _VGG16), Gamma(gamma, stabilizer=stabilizer)),
-        ((7 / _VGG16, 13 / _VGG16), Epsilon(sign(epsilon) if isinstance(epsilon, Tensor) else epsilon)),
-        ((13 / _VGG16, 1.0), Epsilon(stabilizer)),
+        ((0.0, 7 / _VGG16), _GAMMA(gamma, stabilizer=stabilizer)),
+        ((7 / _VGG16, 13 / _VGG16), _EPSILON(sign(epsilon) if isinstance(epsilon, Tensor) else epsilon)),
+        ((13 / _VGG16, 1.0), _EPSILON(stabilizer)),
     ]
-    first = ZBox(low, high, stabilizer=stabilizer)
+    first = _BOX(low, high, stabilizer=stabilizer)
     return by_layer(rules, first=first, stabilizer=stabilizer, canonizers=canonizers)
 
 
@@ -115,6 +121,6 @@ def decreasing_gamma(
             f"decreasing_gamma has four ranges of layers, and {len(gammas)} gammas were given; for other ranges, "
             "fxlrp.composites.by_layer takes any"
         )
-    rules = [((ends[i], ends[i + 1]), Gamma(gamma, stabilizer=stabilizer)) for i, gamma in enumerate(gammas)]
-    first = ZBox(low, high, stabilizer=stabilizer)
+    rules = [((ends[i], ends[i + 1]), _GAMMA(gamma, stabilizer=stabilizer)) for i, gamma in enumerate(gammas)]
+    first = _BOX(low, high, stabilizer=stabilizer)
     return by_layer(rules, first=first, stabilizer=stabilizer, canonizers=canonizers)

@@ -24,7 +24,7 @@ def understood(where: Where) -> _Known:
         If it is none of these, empty, or a share beyond [0, 1].
     """
     if isinstance(where, range) and len(where) and min(where) >= 0:
-        return slice(min(where), max(where) + 1, abs(where.step))
+        return slice(min(where), max(where) + 1, None if abs(where.step) == 1 else abs(where.step))
     if type(where) is int:
         return slice(where, where + 1 or None)
     if isinstance(where, slice) and all(type(end) in (int, type(None)) for end in (where.start, where.stop)):

@@ -7,6 +7,7 @@ gradient, and gives what any rule of zennit's takes for its ``stabilizer`` (of `
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from torch import Tensor
 from zennit.core import Stabilizer
@@ -29,7 +30,8 @@ class Vanilla(Stabilizer):
     """
 
     def __init__(self, epsilon: Epsilon = 1e-6) -> None:
-        super().__init__(epsilon=epsilon)
+        super().__init__()
+        self.epsilon: Epsilon = epsilon
 
     def __call__(self, input: Tensor) -> Tensor:
         return input + self.epsilon
@@ -48,7 +50,8 @@ class QuadraticMean(Stabilizer):
     """
 
     def __init__(self, epsilon: Epsilon = 1e-6) -> None:
-        super().__init__(epsilon=epsilon)
+        super().__init__()
+        self.epsilon: Epsilon = epsilon
 
     def __call__(self, input: Tensor) -> Tensor:
         of_sample = tuple(range(1, input.ndim)) or None
@@ -63,7 +66,8 @@ def sign(epsilon: Epsilon = 1e-6) -> Stabilizer:
     epsilon : float or Tensor
         How far values are moved away from zero.
     """
-    return Stabilizer(epsilon=epsilon)
+    found: Any = Stabilizer
+    return found(epsilon=epsilon)
 
 
 class _Stabilizers(Mapping[str, Callable[..., Stabilizer]]):
@@ -71,6 +75,7 @@ class _Stabilizers(Mapping[str, Callable[..., Stabilizer]]):
 
     Examples
     --------
+    >>> import fxlrp
     >>> from zennit.rules import Epsilon, Gamma
     >>> rule = Gamma(0.25, stabilizer=fxlrp.rules.stabilizers["vanilla"](1e-9))
     >>> rule = Epsilon(fxlrp.rules.stabilizers["quadratic_mean"](0.25))
