@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from . import canonizers, composites, errors, evaluation, metrics, rules, testing, vocabulary
     from .canonizers import canonize
     from .conversion import convert, explain
-    from .evaluation import compare, search
+    from .evaluation import compare, explainer, search
     from .isnet import ISNet, ISNetLoss, ISNetLosses, ISNetOutput, calibrate
     from .ledger import Ledger, audit
     from .preview import Preview, check
@@ -36,6 +36,7 @@ __all__ = [
     "errors",
     "evaluation",
     "explain",
+    "explainer",
     "metrics",
     "rules",
     "search",
@@ -57,6 +58,7 @@ _HOMES = (
         "canonize": "canonizers",
         "check": "preview",
         "compare": "evaluation",
+        "explainer": "evaluation",
         "search": "evaluation",
         "seed_relevance": "relevance.seeds",
     }

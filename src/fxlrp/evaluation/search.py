@@ -22,13 +22,18 @@ from .objective import Direction, Objective, directions_of
 from .several import Several
 from .space import Space, space_of
 from .study import Study, Trial
+from .tuning import joined, tuned
 
 if TYPE_CHECKING:
     import optuna
+    from rich.progress import Progress
 
 __all__ = ["search"]
 
-SAMPLERS = ("grid", "tpe", "random")
+SAMPLERS = ("grid", "tpe", "random", "gradient")
+
+STEPS = 40
+"""Of tuning by gradient."""
 
 
 def search(
@@ -42,6 +47,8 @@ def search(
     storage: str | Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
+    alike: float = 0.01,
+    rate: float = 0.2,
     batch_size: int = 16,
     bounds: Bounds = BOX,
     output: Output = None,
@@ -63,10 +70,12 @@ def search(
         What is searched: see `fxlrp.evaluation.Space`, or a name of `fxlrp.evaluation.SPACES`.
     metric : str or sequence of str
         Names of `fxlrp.metrics.ABOUT`: the mean over all images is what is searched by, up or down as each says.
-    sampler : {"grid", "tpe", "random"}
-        Each value of a grid; Optuna's tree-structured Parzen estimator; or by chance.
+    sampler : {"grid", "tpe", "random", "gradient"}
+        Each value of a grid; Optuna's tree-structured Parzen estimator; by chance; or down the gradient of a smooth
+        form of the first metric, localization or pixel flipping (`fxlrp.evaluation.tuning`), without choices or
+        storage: for many numbers at once, one for each layer (`fxlrp.evaluation.each_layer`).
     trials : int or None
-        How many there are in all, those in the storage among them. None: the whole grid, or 64.
+        How many there are in all, those in the storage among them; the steps of Adam. None: the whole grid, 64, or 40.
     storage : str, Path or None
         A file in which trials are kept as soon as they end, or a database as Optuna names it ("sqlite:///..."): what
         was interrupted goes on there.
@@ -74,6 +83,10 @@ def search(
         Keyword arguments of metrics, by name ("flipping" for all of pixel flipping).
     seed : int
         Of the sampler.
+    alike : float
+        By gradient: how strongly the numbers of neighbouring layers are drawn together, to few distinct ones.
+    rate : float
+        By gradient: Adam's learning rate, of the logarithms of numbers.
     batch_size : int
         Of a data set.
     bounds : tuple
@@ -111,19 +124,31 @@ def search(
     space = space_of(space, bounds)
     metrics = [metric] if isinstance(metric, str) else list(metric)
     directions = directions_of(metrics)
-    study = _study(sampler, space, metrics, directions, storage, seed)
     asked = Objective(model, loader, metrics, options or {}, batch_size=batch_size, output=output, bounds=bounds)
-    grid = math.prod(len(values) for values in space.grid().values())
-    wanted = trials or (grid if sampler == "grid" else 64)
-    wanted = min(wanted, grid) if sampler == "grid" else wanted
-    tried = _Tried(asked, space)
-    done = sum(trial.state.is_finished() for trial in study.trials)
     with progress_bar(make_error_console(), transient=True, disable=not progress) as bar:
-        task = bar.add_task("searching", total=wanted, completed=done)
+        if sampler == "gradient":
+            return _by_gradient(asked, space, trials or STEPS, alike, rate, bar)
+        study = _study(sampler, space, metrics, directions, storage, seed)
+        grid = math.prod(len(values) for values in space.grid().values())
+        wanted = min(trials or grid, grid) if sampler == "grid" else trials or 64
+        done = sum(trial.state.is_finished() for trial in study.trials)
+        task, tried = bar.add_task("searching", total=wanted, completed=done), _Tried(asked, space)
         if done < wanted:
             advance = lambda *_: bar.advance(task)
             study.optimize(lambda trial: tried(_values(trial, space)), n_trials=wanted - done, callbacks=[advance])
     return Study(space, metrics, [Trial(t.number, _plain(t.params), tuple(t.values)) for t in _ended(study)])
+
+
+def _by_gradient(asked: Objective, space: Space, steps: int, alike: float, rate: float, bar: Progress) -> Study:
+    """Tune the numbers, and measure where tuning began, where its loss was least, and where it ended."""
+    task, tried = bar.add_task("tuning", total=steps), _Tried(asked, space)
+    path = tuned(asked, space, asked.metrics[0], steps=steps, rate=rate, alike=alike, advance=lambda: bar.advance(task))
+    least = min(range(steps), key=lambda step: path[step][1])
+    trials = []
+    for step in sorted({0, least, steps - 1}):
+        values = _plain(joined(path[step][0]) if step and alike else path[step][0])
+        trials.append(Trial(step, values, tuple(tried(values))))
+    return Study(space, asked.metrics, trials)
 
 
 class _Tried:

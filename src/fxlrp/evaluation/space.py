@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from zennit.core import Composite
+from torch import Tensor, nn
+from zennit.core import Composite, Hook
 from zennit.rules import Epsilon, Gamma
 
-from ..composites import Bounds, by_layer, decreasing_gamma, tutorial
+from ..composites import Bounds, ByLayer, Place, by_layer, decreasing_gamma, tutorial
 from ..errors import InputError
+from ..preview import check
 from ..rules import stabilizers
 from ..wording import did_you_mean
 
-__all__ = ["SPACES", "Range", "Space", "space_of"]
+__all__ = ["SPACES", "Range", "Space", "each_layer", "space_of"]
 
 Value = float | str | bool | int
 
@@ -99,7 +100,7 @@ class Space:
             elif isinstance(given, list) and given:
                 self.choices[name] = given
             elif isinstance(given, tuple) and len(given) == 2 and all(type(end) in (int, float) for end in given):
-                low, high = given
+                low, high = map(float, given)
                 self.ranges[name] = Range(low, high)
             else:
                 raise InputError(f"{name} is a range (low, high), a Range(...) or a list of choices, not {given!r}")
@@ -144,6 +145,56 @@ def strong_epsilon(gamma: Any, epsilon: Any) -> Composite:
     """Gamma in the first half of the linear layers, and a strong epsilon in all of them."""
     stabilizer: Any = stabilizers["sign"](epsilon)
     return by_layer([((0.0, 0.5), Gamma(gamma, stabilizer=stabilizer)), ((0.5, 1.0), Epsilon(stabilizer))])
+
+
+def each_layer(
+    model: nn.Module,
+    example: Tensor,
+    *,
+    gamma: tuple[float, float] | None = (1e-2, 10.0),
+    epsilon: tuple[float, float] | None = (1e-3, 1.0),
+) -> Space:
+    """A gamma and an epsilon of its own for each linear layer, in the order of execution: gamma_0, gamma_1, ...
+
+    Parameters
+    ----------
+    model : nn.Module
+        Whose layers are counted.
+    example : Tensor
+        An input, (B, C, H, W).
+    gamma, epsilon : tuple of float or None
+        Their ranges. None: LRP-epsilon has no gamma, and LRP-gamma zennit's own epsilon, 1e-6.
+
+    Raises
+    ------
+    InputError
+        If there is neither.
+    """
+    count = _Counting()
+    check(model, count, example)
+    ranges = {"gamma": gamma, "epsilon": epsilon}
+    named = {f"{name}_{i}": each for name, each in ranges.items() if each is not None for i in range(count.found)}
+
+    def make(**values: Any) -> Composite:
+        def rule(index: int) -> Hook:
+            stabilizer: Any = 1e-6 if epsilon is None else stabilizers["sign"](values[f"epsilon_{index}"])
+            return Epsilon(stabilizer) if gamma is None else Gamma(values[f"gamma_{index}"], stabilizer=stabilizer)
+
+        return by_layer([(index, rule(index)) for index in range(count.found)])
+
+    return Space(make, **named)
+
+
+class _Counting(ByLayer):
+    """Gives no rule, and notices how many linear layers there are."""
+
+    def __init__(self) -> None:
+        super().__init__([])
+        self.found = 0
+
+    def rule_at(self, place: Place) -> Hook | None:
+        self.found = place.count
+        return Epsilon()
 
 
 _WIDE = (1e-3, 10.0)
