@@ -47,7 +47,7 @@ def smooth_flipping(model: nn.Module, data: Data, relevance: Tensor) -> Tensor:
     loss = x.new_zeros(())
     for share in SHARES:
         for sign in (1, -1):
-            edge = torch.quantile(sign * scaled.detach(), 1 - share, dim=1, keepdim=True)
+            edge = torch.quantile(sign * scaled, 1 - share, dim=1, keepdim=True)
             gone = torch.sigmoid(SHARPNESS * (sign * scaled - edge)).view_as(patches)
             gone = nn.functional.interpolate(gone, scale_factor=PATCH)[..., : x.shape[2], : x.shape[3]].to(x.dtype)
             chance = output_of(model(x + gone * (mean - x))).softmax(1).gather(1, data.target[:, None])

@@ -40,7 +40,7 @@ def pooled(relevance: Tensor, pool: Pool = "sum") -> Tensor:
     Returns
     -------
     Tensor
-        Shape (B, H, W), detached.
+        Shape (B, H, W), with its derivative, if there is one.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def pooled(relevance: Tensor, pool: Pool = "sum") -> Tensor:
             f"a heatmap is a tensor (B, C, H, W) or (B, H, W), not a {type(relevance).__name__}{shape}: of an "
             "explanation, give its .relevance"
         )
-    relevance = widened(relevance.detach())
+    relevance = widened(relevance)
     if not relevance.is_floating_point():
         relevance = relevance.to(torch.get_default_dtype())
     channels = relevance if relevance.ndim == 4 else relevance.unsqueeze(1)
