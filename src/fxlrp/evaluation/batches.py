@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import InputError, MaskError
 
@@ -22,13 +22,18 @@ class Batch(NamedTuple):
     target: Tensor | None
     mask: Tensor | None
 
-    def without(self, done: set[int]) -> Batch | None:
+    def without(self, done: Set[int]) -> Batch | None:
         """Those that are not done; None if all are."""
         left = [i for i, number in enumerate(self.numbers) if number not in done]
         if len(left) == len(self.numbers):
             return self
         at = lambda value: None if value is None else value[left]
         return Batch([self.numbers[i] for i in left], self.x[left], at(self.target), at(self.mask)) if left else None
+
+    def of(self, i: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """One image, its class and its mask."""
+        at = lambda value: None if value is None else value[i]
+        return self.x[i], at(self.target), at(self.mask)
 
 
 def batches(loader: Iterable[Any] | Dataset[Any], device: torch.device, batch_size: int) -> Iterator[Batch]:
@@ -37,7 +42,8 @@ def batches(loader: Iterable[Any] | Dataset[Any], device: torch.device, batch_si
     Parameters
     ----------
     loader : iterable or Dataset
-        Gives x, (x, classes) or (x, classes, masks); a data set the same of one image.
+        Gives x, (x, classes) or (x, classes, masks); a data set the same of one image, where None says that this image
+        has no class, or no mask. A class below 0 is none, a mask that is empty too.
     device : torch.device
         The model's.
     batch_size : int
@@ -51,7 +57,7 @@ def batches(loader: Iterable[Any] | Dataset[Any], device: torch.device, batch_si
         If the masks are not of the images.
     """
     start = 0
-    for given in DataLoader(loader, batch_size) if isinstance(loader, Dataset) else loader:
+    for given in DataLoader(loader, batch_size, collate_fn=_together) if isinstance(loader, Dataset) else loader:
         x, target, mask = (*given, None, None)[:3] if isinstance(given, tuple | list) else (given, None, None)
         if not isinstance(x, Tensor) or x.ndim != 4:
             what = f"a tensor {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
@@ -66,6 +72,26 @@ def batches(loader: Iterable[Any] | Dataset[Any], device: torch.device, batch_si
         to = lambda value: None if value is None else value.to(device)
         yield Batch(list(range(start, start + len(x))), x.to(device), to(target), to(mask))
         start += len(x)
+
+
+def _together(items: Sequence[Any]) -> tuple[Any, Any, Any]:
+    """Images, classes and masks of single ones; in place of a class that is None -1, of a mask an empty one."""
+    given = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in items]
+    images, classes, masks = zip(*((*item, None, None)[:3] for item in given), strict=True)
+    sizes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
+    if len(sizes) != 1 or not all(isinstance(image, Tensor) for image in images):
+        what = "tensors (C, H, W) of one size" if sizes else "tensors (C, H, W)"
+        raise InputError(
+            f"a data set gives {what}, not {', '.join(map(str, sorted(sizes))) or type(images[0]).__name__}"
+        )
+    if any(len(item) > 2 for item in given):
+        empty = torch.zeros(images[0].shape[-2:], dtype=torch.bool)
+        masks = default_collate([empty if mask is None else torch.as_tensor(mask) > 0 for mask in masks])
+    else:
+        masks = None
+    known = any(each is not None for each in classes)
+    classes = default_collate([-1 if each is None else int(each) for each in classes]) if known else None
+    return default_collate(list(images)), classes, masks
 
 
 def number_of(loader: Iterable[Any] | Dataset[Any], batch_size: int) -> int | None:
