@@ -78,20 +78,26 @@ def _together(items: Sequence[Any]) -> tuple[Any, Any, Any]:
     """Images, classes and masks of single ones; in place of a class that is None -1, of a mask an empty one."""
     given = [tuple(item) if isinstance(item, tuple | list) else (item,) for item in items]
     images, classes, masks = zip(*((*item, None, None)[:3] for item in given), strict=True)
-    sizes = {tuple(image.shape) for image in images if isinstance(image, Tensor)}
-    if len(sizes) != 1 or not all(isinstance(image, Tensor) for image in images):
-        what = "tensors (C, H, W) of one size" if sizes else "tensors (C, H, W)"
-        raise InputError(
-            f"a data set gives {what}, not {', '.join(map(str, sorted(sizes))) or type(images[0]).__name__}"
-        )
+    kinds = {str(tuple(image.shape)) if isinstance(image, Tensor) else type(image).__name__ for image in images}
+    if len(kinds) > 1 or not isinstance(images[0], Tensor):
+        raise InputError(f"a data set gives images of one size, tensors (C, H, W), not {', '.join(sorted(kinds))}")
     if any(len(item) > 2 for item in given):
-        empty = torch.zeros(images[0].shape[-2:], dtype=torch.bool)
-        masks = default_collate([empty if mask is None else torch.as_tensor(mask) > 0 for mask in masks])
+        masks = torch.stack([_foreground(mask, images[0].shape[-2:]) for mask in masks])
     else:
         masks = None
     known = any(each is not None for each in classes)
     classes = default_collate([-1 if each is None else int(each) for each in classes]) if known else None
     return default_collate(list(images)), classes, masks
+
+
+def _foreground(mask: Any, size: Sequence[int]) -> Tensor:
+    """A mask (H, W) of bool, from one of any dtype, perhaps (1, H, W), or None."""
+    if mask is None:
+        return torch.zeros(*size, dtype=torch.bool)
+    found = torch.as_tensor(mask)
+    if found.numel() != size[0] * size[1]:
+        raise MaskError(f"the mask of an image {size[0]} x {size[1]} is (H, W) or (1, H, W), not {tuple(found.shape)}")
+    return found.reshape(*size) > 0
 
 
 def number_of(loader: Iterable[Any] | Dataset[Any], batch_size: int) -> int | None:

@@ -38,16 +38,21 @@ def digest_of_model(model: nn.Module) -> str:
 
 def described(value: Any) -> str:
     """A value in words that are the same in every process: of composites, their rules with numbers."""
-    if isinstance(value, Hook | Stabilizer):
-        return spelled(value)
-    if isinstance(value, Tensor):
-        return f"tensor {digest(value)}"
     if isinstance(value, Composite):
-        return f"{type(value).__name__}({described({k: v for k, v in vars(value).items() if k not in _MACHINERY})})"
+        rules = {name: each for name, each in vars(value).items() if name not in _MACHINERY}
+        return f"{type(value).__name__}({described(rules)})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {described(each)}' for key, each in value.items())}}}"
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(described, value))}]"
+    return _one(value)
+
+
+def _one(value: Any) -> str:
+    if isinstance(value, Hook | Stabilizer):
+        return spelled(value)
+    if isinstance(value, Tensor):
+        return f"tensor {digest(value)}"
     if value is None or isinstance(value, Number | str | slice | range):
         return repr(value)
     return str(getattr(value, "__qualname__", type(value).__qualname__))

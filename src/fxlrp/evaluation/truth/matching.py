@@ -66,9 +66,7 @@ def _matched(
         matched = _by_name(images, known, source)
     if not matched:
         example = images[0].with_suffix("")
-        raise MaskError(
-            f"{source} has nothing of any of the {len(images)} images: of one, it would be called {example}"
-        )
+        raise MaskError(f"{source} has nothing of any of the {len(images)} images: of one, its name would be {example}")
     return matched
 
 

@@ -55,11 +55,9 @@ def runs(counts: Sequence[int], height: int, width: int) -> Shape:
     if lengths.sum() != height * width or (lengths < 0).any():
         raise ValueError(f"run lengths sum to {lengths.sum()}, and {height} x {width} pixels are {height * width}")
 
-    def draw(own_height: int, own_width: int) -> np.ndarray:
-        if (own_height, own_width) != (height, width):
-            raise ValueError(
-                f"run lengths are of {height} x {width} pixels, and the image has {own_height} x {own_width}"
-            )
+    def draw(rows: int, columns: int) -> np.ndarray:
+        if (rows, columns) != (height, width):
+            raise ValueError(f"run lengths are of {height} x {width} pixels, and the image has {rows} x {columns}")
         return np.repeat(np.arange(len(lengths)) % 2 == 1, lengths).reshape(width, height).T
 
     return draw
