@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ..io.console import make_console, say
 from .measuring import Measured, about_a_folder, interruptible, output_folder
 from .options import NAMES
-
-if TYPE_CHECKING:
-    from ..evaluation import Table
 
 __all__ = ["BASELINES", "METRICS", "evaluate"]
 
@@ -84,12 +80,16 @@ def evaluate(
     with interruptible(output, (ROWS, CSV, PICTURE), console):
         from ..composites import resolve
         from ..evaluation import compare
+        from ..evaluation.measures import measures_of
         from ..zoo import find_class
+        from .tables import comparison
 
+        metrics = metrics or (*METRICS[:2], *((LOCALIZATION[0], *LOCALIZATION[2:]) if asked.has_masks else ()))
         for name in composites:
             if name not in BASELINES:
                 resolve(name)
-        metrics = metrics or (*METRICS[:2], *((LOCALIZATION[0], *LOCALIZATION[2:]) if asked.has_masks else ()))
+        measures_of(metrics, {})
+        asked.check_masks(metrics)
         loaded, images = asked.load(console)
         table = compare(
             loaded.model,
@@ -105,17 +105,4 @@ def evaluate(
         )
         table.to_csv(output / CSV)
         table.save(output / PICTURE)
-        say(console, "\n".join(["", str(table), *_ahead(table), "", f"{output} holds {CSV}, {PICTURE} and {ROWS}."]))
-
-
-def _ahead(table: Table) -> list[str]:
-    """How far the best is from the next, by each metric."""
-    lines = []
-    for metric in table.metrics:
-        ranked = table.ranked(metric)
-        if len(ranked) > 1:
-            best, following = ranked[:2]
-            found = table.difference(metric, best, following)
-            interval = f"{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}]"
-            lines.append(f"{metric}: {best} is ahead of {following} by {interval}, p = {found.p:.2g}")
-    return ["", *lines] if lines else []
+        say(console, f"\n{comparison(table)}\n\n{output} holds {CSV}, {PICTURE} and {ROWS}.")

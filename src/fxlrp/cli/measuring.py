@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import MaskError
 from ..io.console import say
 from ..io.files import check_output, check_picture
 from ..io.lock import alone_in
@@ -58,6 +59,14 @@ class Measured:
     def has_masks(self) -> bool:
         """Whether it is known where objects are."""
         return (self.masks or self.boxes) is not None
+
+    def check_masks(self, metrics: Sequence[str]) -> None:
+        """Raise a `MaskError` if a metric needs masks, and there are none."""
+        from ..metrics import ABOUT
+
+        needing = [name for name in metrics if name in ABOUT and ABOUT[name].needs == "mask"]
+        if needing and not self.has_masks:
+            raise MaskError(f"{needing[0]} compares heatmaps with masks: give --masks or --boxes")
 
     def options(self, loaded: LoadedModel, metrics: Sequence[str]) -> dict[str, dict[str, Any]]:
         """Keyword arguments of metrics."""
@@ -139,7 +148,7 @@ def _said(images: ImageFolder, classes: Sequence[str], *, masked: bool) -> str:
     known = sorted({label for label in images.labels if label is not None})
     named = [f"{classes[label]} ({label})" for label in known]
     own = sum(label is None for label in images.labels)
-    parts = [f"{len(images)} images"]
+    parts = [f"{len(images)} image{'s' if len(images) > 1 else ''}"]
     if masked:
         parts.append(f"{images.masked} with masks")
     if named:

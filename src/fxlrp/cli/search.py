@@ -65,6 +65,7 @@ def search(
 
         space_of(space, (-1.0, 1.0))
         directions_of(metrics)
+        asked.check_masks(metrics)
         loaded, images = asked.load(console)
         study = find(
             loaded.model,
@@ -80,4 +81,5 @@ def search(
             bounds=loaded.bounds,
         )
         study.save(output / PICTURE)
-        say(console, f"{study}\n{output} holds {PICTURE} and {TRIALS}.")
+        held = [name for name in (PICTURE, TRIALS) if (output / name).exists()]
+        say(console, f"{study}\n{output} holds {' and '.join(held)}.")

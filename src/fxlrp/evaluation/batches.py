@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from ..errors import InputError, MaskError
+from .identity import digest
 
 __all__ = ["Batch", "batches", "number_of"]
 
@@ -30,10 +31,10 @@ class Batch(NamedTuple):
         at = lambda value: None if value is None else value[left]
         return Batch([self.numbers[i] for i in left], self.x[left], at(self.target), at(self.mask)) if left else None
 
-    def of(self, i: int) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """One image, its class and its mask."""
+    def digest(self, i: int) -> str:
+        """What tells one image, with its class and mask, from others."""
         at = lambda value: None if value is None else value[i]
-        return self.x[i], at(self.target), at(self.mask)
+        return digest(self.x[i], at(self.target), at(self.mask))
 
 
 def batches(loader: Iterable[Any] | Dataset[Any], device: torch.device, batch_size: int) -> Iterator[Batch]:

@@ -20,7 +20,7 @@ from ..io.console import make_error_console, progress_bar
 from ..metrics.scoring import check_mode, classes_of, output_of
 from .batches import Batch, batches, number_of
 from .examples import Example
-from .identity import described, digest, digest_of_model
+from .identity import described, digest_of_model
 from .measures import Case, Found, Metric, measures_of
 from .several import Explainer, Several, is_composite
 from .storage import ImageRow, Storage
@@ -132,8 +132,7 @@ def compare(
     with progress_bar(make_error_console(), transient=True, disable=not progress) as bar:
         task = bar.add_task("comparing", total=number_of(loader, batch_size))
         for batch in batches(loader, device, batch_size):
-            digests = [digest(*batch.of(i)) if storage else "" for i in range(len(batch.x))]
-            stored.check(dict(zip(batch.numbers, digests, strict=True)))
+            stored.check(batch)
             wanted = batch if len(kept) < examples else batch.without(stored.done)
             if wanted is not None:
                 _measure(model, wanted, explained, measured, target, stored, kept, examples)
@@ -222,7 +221,7 @@ def _measure(
             }
             for label, each_of in found.items()
         }
-        stored.add(ImageRow(numbers[i], row, curves))
+        stored.add(ImageRow(numbers[i], row, curves, batch.digest(left[i])))
 
 
 def classes_in(model: nn.Module, batch: Batch, target: int | None) -> Tensor:

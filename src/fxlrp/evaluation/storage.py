@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..io.files import write_file
+from .batches import Batch
 
 __all__ = ["ImageRow", "Storage"]
 
@@ -76,16 +77,16 @@ class Storage:
         if self._path is not None:
             self._append(json.dumps(asdict(row)))
 
-    def check(self, digests: Mapping[int, str]) -> None:
-        """See that images are those of which there are rows.
+    def check(self, batch: Batch) -> None:
+        """See that the images of a batch are those of which there are rows.
 
         Raises
         ------
         InputError
             If one is another.
         """
-        for number, digest in digests.items():
-            if number in self.rows and self.rows[number].digest != digest:
+        for i, number in enumerate(batch.numbers):
+            if number in self.rows and self.rows[number].digest != batch.digest(i):
                 raise InputError(
                     f"{self._path} holds numbers of another image {number}, class or mask than the loader gives: let "
                     "it give the same ones in the same order, without augmentation, or name another file"
