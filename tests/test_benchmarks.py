@@ -29,7 +29,7 @@ SECTIONS = {
 
 SMALLEST = {
     "conservation.py": ("squeezenet1_1", "| squeezenet1_1 |"),
-    "default_composite.py": ("epsilon_plus --photographs 1", "| epsilon_plus |"),
+    "default_composite.py": ("epsilon_plus --photographs 1 --networks 0", "| epsilon_plus |"),
     "flipping.py": ("linear --images 2 --size 32 --steps 4 --rounds 1", "| linear | inpaint |"),
     "zoo.py": ("torchvision:squeezenet1_1 --kept kept.json -o zoo.md", "| torchvision:squeezenet1_1 |"),
     **{
