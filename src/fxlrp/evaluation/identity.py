@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from functools import partial
 from numbers import Number
 from typing import Any
 
@@ -14,7 +15,7 @@ from zennit.core import Composite, Hook, Stabilizer
 from ..models import tensors_by_path
 from ..rules.zennit.spelled import spelled
 
-__all__ = ["described", "digest", "digest_of_model"]
+__all__ = ["described", "digest", "digest_of_model", "hashed"]
 
 
 def digest(*tensors: Tensor | None) -> str:
@@ -32,8 +33,12 @@ def digest(*tensors: Tensor | None) -> str:
 def digest_of_model(model: nn.Module) -> str:
     """The same of a model's class, parameters and buffers."""
     named = {name: each for name, each in tensors_by_path(model).items() if each.layout is torch.strided}
-    names = hashlib.blake2b(repr([*named]).encode(), digest_size=4).hexdigest()
-    return f"{type(model).__name__} {names} {digest(*named.values())}"
+    return f"{type(model).__name__} {hashed(repr([*named]))} {digest(*named.values())}"
+
+
+def hashed(text: str) -> str:
+    """A few letters in place of a text."""
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def described(value: Any) -> str:
@@ -43,6 +48,8 @@ def described(value: Any) -> str:
         return f"{type(value).__name__}({described(rules)})"
     if isinstance(value, Mapping):
         return f"{{{', '.join(f'{key}: {described(each)}' for key, each in value.items())}}}"
+    if isinstance(value, partial):
+        return described([value.func, value.args, value.keywords])
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(described, value))}]"
     return _one(value)
