@@ -23,12 +23,14 @@ SECTIONS = {
     "memory": "| resnet18 | z+ |",
     "growth": "| resnet18 | 4 x 32 x 32 |",
     "compiled": "| resnet18 | gamma |",
+    "shares": "| resnet18 | gamma |",
 }
 """Of performance: a row of the table of each."""
 
 SMALLEST = {
     "conservation.py": ("squeezenet1_1", "| squeezenet1_1 |"),
-    "default_composite.py": ("epsilon_plus --photographs 1", "| epsilon_plus |"),
+    "default_composite.py": ("epsilon_plus --photographs 1 --networks 0", "| epsilon_plus |"),
+    "flipping.py": ("linear --images 2 --size 32 --steps 4 --rounds 1", "| linear | inpaint |"),
     "scene_networks.py": ("relation --count 64 --epochs 1 --size 32", "| relation | questions |"),
     "scenes.py": ("digits --count 2 -o scenes.png", "| digits | 10 |"),
     "zoo.py": ("torchvision:squeezenet1_1 --kept kept.json -o zoo.md", "| torchvision:squeezenet1_1 |"),
@@ -39,7 +41,7 @@ SMALLEST = {
 }
 """Arguments, and a row of the table that is written."""
 
-QUICK = ("scenes.py", "zoo.py")
+QUICK = ("flipping.py", "scenes.py", "zoo.py")
 
 NOT_RUN = {
     "performance device": "it compiles thirty things; it is for a GPU",
@@ -68,6 +70,7 @@ def test_each_script_is_run_or_listed(performance):
 SCRIPTS = [
     "conservation.py",
     "default_composite.py",
+    "flipping.py",
     "performance",
     "peers/run.py",
     "scene_networks.py",

@@ -255,7 +255,7 @@ def no_work(monkeypatch):
     def worked(*_, **__):
         pytest.fail("there was work before the error")
 
-    for place in ("showcase.load_lite0", "showcase.photographs", "subject.load", "subject.read_image"):
+    for place in ("showcase.load_lite", "showcase.photographs", "subject.load", "subject.read_image"):
         monkeypatch.setattr(f"fxlrp.cli.{place}", worked)
     monkeypatch.setattr("fxlrp.zoo.Sweep", worked)
 

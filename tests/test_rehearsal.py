@@ -13,6 +13,7 @@ from zennit.composites import NameMapComposite
 from zennit.rules import Epsilon, Gamma, Pass
 
 import fxlrp
+from fxlrp.canonizers import kept
 from fxlrp.capture import rehearsed
 from fxlrp.testing import trained
 from fxlrp.testing.assertions import relative
@@ -291,3 +292,59 @@ def test_an_output_that_is_none_has_its_own_error(output, model, x):
     """Also where it could be no part of what captures are found again by."""
     with pytest.raises(fxlrp.errors.CaptureError, match="output is a key, an index, a function or None, not"):
         fxlrp.convert(model, "epsilon_plus", output=output)(x, 1)
+
+
+class Shuffled(nn.Module):
+    """Where a batch norm's scale goes depends on the values of a buffer."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.norm, self.layer = nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3)
+        self.register_buffer("order", torch.tensor(order))
+
+    def forward(self, x):
+        return self.layer(self.norm(x).relu()[:, self.order]).relu().mean((2, 3))
+
+
+@pytest.fixture
+def rewritten(monkeypatch):
+    """What was canonized, since nothing was known."""
+    found, plain = [], kept.canonize_graph
+    monkeypatch.setattr(kept, "canonize_graph", lambda *args, **kwargs: found.append(1) or plain(*args, **kwargs))
+    return found
+
+
+def test_a_canonical_graph_is_that_of_all_models_that_it_does_not_tell_apart(exports, rewritten):
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    models = [trained(Shuffled(order), seed=seed).eval() for seed, order in enumerate(([1, 0, 3, 2],) * 2)]
+    first, second = (fxlrp.convert(model, "epsilon_plus")(x, 1) for model in models)
+    assert (len(exports), len(rewritten)) == (1, 1)
+    for model, found in zip(models, (first, second), strict=True):
+        torch.testing.assert_close(found.output, model(x), rtol=1e-12, atol=1e-12)
+    exports.clear()
+    fxlrp.capture._TRACES.clear()
+    assert torch.equal(fxlrp.convert(models[1], "epsilon_plus")(x, 1).relevance, second.relevance)
+    assert (len(exports), len(rewritten)) == (1, 2)
+
+
+def test_a_canonical_graph_is_not_that_of_other_values_which_it_went_by(exports, rewritten):
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    for number, order in enumerate(([1, 0, 3, 2], [3, 1, 2, 0]), 1):
+        model = trained(Shuffled(order)).eval()
+        canonical = fxlrp.convert(model, "epsilon_plus")(x, 1)
+        torch.testing.assert_close(canonical.output, model(x), rtol=1e-12, atol=1e-12)
+        assert len(rewritten) == number
+    assert len(exports) == 1
+
+
+def test_a_registered_canonizer_sees_each_graph(model, x, exports, rewritten):
+    seen = []
+    for times in (0, 1, 2):
+        fxlrp.convert(model, "epsilon_plus")(x, 1)
+        assert len(seen) == times
+        rewrite = fxlrp.canonizers.register(seen.append)
+        try:
+            fxlrp.convert(model, "epsilon_plus")(x, 1)
+        finally:
+            fxlrp.canonizers.remove(rewrite)
+    assert len(rewritten) == 4

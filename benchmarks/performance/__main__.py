@@ -36,9 +36,10 @@ from performance.networks import images
 from performance.rewrites import REWRITTEN
 from performance.rounding import ROUNDING
 from performance.section import Row, Section, Settings, merged, table, worse
+from performance.shares import SHARES
 from performance.training import TRAINING
 
-ON_THE_CPU = (HEATMAPS, REWRITTEN, ROUNDING, TRAINING, CLASSES, CONVERSION, MEMORY, GROWTH, COMPILED)
+ON_THE_CPU = (HEATMAPS, REWRITTEN, ROUNDING, TRAINING, CLASSES, CONVERSION, MEMORY, GROWTH, COMPILED, SHARES)
 SECTIONS = {section.name: section for section in (*ON_THE_CPU, DEVICE)}
 FIGURES = Path(__file__).parent / "figures.json"
 ROOT = Path(__file__).parents[2]

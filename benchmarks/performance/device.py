@@ -134,7 +134,8 @@ def steps_of(network: str, batch: Batch, dtype: torch.dtype) -> Iterator[tuple[s
     half = None if dtype == torch.float32 else dtype
 
     def step(variant: str | None) -> Pair:
-        return tuple(step_of(network, variant, batch, dtype=half, compiled=c) for c in (False, True))
+        make = partial(step_of, network, variant, batch, dtype=half)
+        return make(), make(compiled=True)
 
     for variant in (None, *VARIANTS):
         yield f"ISNet, {variant}, a step" if variant else "the plain step", partial(step, variant)

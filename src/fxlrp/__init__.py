@@ -6,9 +6,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import canonizers, composites, errors, rules, testing, vocabulary
+    from . import canonizers, composites, errors, evaluation, metrics, rules, testing, vocabulary
     from .canonizers import canonize
     from .conversion import convert, explain
+    from .evaluation import compare, explainer, search
     from .isnet import ISNet, ISNetLoss, ISNetLosses, ISNetOutput, calibrate
     from .ledger import Ledger, audit
     from .preview import Preview, check
@@ -29,11 +30,16 @@ __all__ = [
     "canonize",
     "canonizers",
     "check",
+    "compare",
     "composites",
     "convert",
     "errors",
+    "evaluation",
     "explain",
+    "explainer",
+    "metrics",
     "rules",
+    "search",
     "seed_relevance",
     "testing",
     "vocabulary",
@@ -51,6 +57,9 @@ _HOMES = (
         "audit": "ledger",
         "canonize": "canonizers",
         "check": "preview",
+        "compare": "evaluation",
+        "explainer": "evaluation",
+        "search": "evaluation",
         "seed_relevance": "relevance.seeds",
     }
 )

@@ -20,6 +20,7 @@ __all__ = [
     "STANDS_FOR",
     "SYNCHRONIZED",
     "UNBATCHED",
+    "VALUES_READ",
     "Fold",
     "Mark",
 ]
@@ -81,3 +82,6 @@ SIZE_BOUND: Mark[bool] = Mark("size_bound", False)
 
 UNBATCHED: Mark[bool] = Mark("unbatched", False)
 """Of a graph: whether its inputs are of one sample, without a batch."""
+
+VALUES_READ: Mark[frozenset[str]] = Mark("values_read", frozenset())
+"""Of a graph: the paths of the tensors whose values, and not their shapes alone, its rewrites went by."""

@@ -13,7 +13,8 @@ from torch.export import ExportedProgram
 from zennit.core import BasicHook, Composite
 
 from . import composites
-from .canonizers import canonize_graph, fold_constants, reads
+from .canonizers import fold_constants, reads
+from .canonizers.kept import canonical as canonical_of
 from .capture import Capture, Output, Rehearsal, capture, rehearsed
 from .errors import ModulePathError
 from .given import check_inputs
@@ -181,6 +182,15 @@ class Recipe:
             canonical = self._canonized(captured, threshold_relu=False)
         return canonical
 
+    def sharing(self, inputs: tuple[Tensor, ...]) -> list[list[int]]:
+        """Which methods can share a canonical graph, each by its index: one may ask for another than it has alone."""
+        captured = self.captured(inputs)
+        canonical = self._canonized(captured, threshold_relu=self.threshold_relu)
+        groups: dict[bool, list[int]] = {}
+        for index, method in enumerate(self.methods):
+            groups.setdefault(self._asks_a_clip(captured, canonical, method), []).append(index)
+        return list(groups.values())
+
     def _asks_a_clip(self, captured: Capture, canonical: fx.GraphModule, method: Method) -> bool:
         """Whether a composite has a rule for a ReLU that goes by its values, or relevance, where it only clips."""
         clips = {n for n in canonical.graph.nodes if n.op == "call_function" and unwrap(n)[0] is thresholded_relu}
@@ -189,8 +199,7 @@ class Recipe:
         return any(not isinstance(each.rule, Transpose) for each in asked)
 
     def _canonized(self, captured: Capture, *, threshold_relu: bool) -> fx.GraphModule:
-        canonical = fx.GraphModule(self._root(captured), copy.deepcopy(captured.graph_module.graph), "Canonical")
-        canonize_graph(canonical, threshold_relu=threshold_relu)
+        canonical = canonical_of(captured, self._root(captured), threshold_relu=threshold_relu)
         if not self.trainable:
             fold_constants(canonical)
         prepare(canonical, rewrites_of(self.optimize))

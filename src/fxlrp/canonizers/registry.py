@@ -25,7 +25,7 @@ from .simplify import (
     remove_no_ops,
 )
 
-__all__ = ["Rewrite", "name_of", "reads", "register", "remove", "rewrites"]
+__all__ = ["Rewrite", "are_own", "name_of", "reads", "register", "remove", "rewrites"]
 
 Rewrite = Callable[[fx.GraphModule], None]
 
@@ -92,6 +92,11 @@ def register(rewrite: Rewrite, *, reads: Collection[Target] = (), before: str | 
 def remove(rewrite: Rewrite) -> None:
     """Take out a canonizer that was registered."""
     _REGISTERED[:] = [each for each in _REGISTERED if each.rewrite is not rewrite]
+
+
+def are_own() -> bool:
+    """Whether no rewrite is registered: fxlrp's own go by the graph, and by what is marked `VALUES_READ`."""
+    return not _REGISTERED
 
 
 def reads() -> frozenset[Target]:

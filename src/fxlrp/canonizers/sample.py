@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.fx.node import map_aggregate
 
+from ..marks import VALUES_READ
 from ..ops import Slot
 from ..ops.structure import CASTS
 from ..reading import unwrap
@@ -52,7 +53,9 @@ class Sample:
             if not isinstance(value, Tensor) and (number := self._number(value)) is not None:
                 numbers[operand] = number
             elif operand.op == "get_attr":
-                constants[operand] = operator.attrgetter(str(operand.target))(self._module)
+                path = str(operand.target)
+                constants[operand] = operator.attrgetter(path)(self._module)
+                VALUES_READ.put(self._module, VALUES_READ.of(self._module) | {path})
             else:
                 return None
         return numbers, constants

@@ -16,7 +16,7 @@ from .rehearsal import Rehearsal
 __all__ = ["Trace"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Trace:
     """A graph, and what it is right for.
 

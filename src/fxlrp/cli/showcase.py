@@ -14,7 +14,7 @@ from ..io.console import say
 from ..io.files import check_picture
 from ..plot import Panel, save
 from ..twin import Twin
-from ..zoo import LoadedModel, Photo, find_class, load_lite0, photographs
+from ..zoo import LoadedModel, Photo, find_class, load_lite, photographs
 from .tables import Explained, spread_table, top_table
 
 __all__ = ["composites", "difference", "run"]
@@ -59,7 +59,7 @@ def run(path: str | Path, console: Console) -> None:
     check_picture(path)
     photos = photographs()
     with console.status("Loading EfficientNet-Lite0 …"):
-        loaded = load_lite0()
+        loaded = load_lite()
     twins: dict[str, Twin] = {}
     for name, composite in composites(loaded).items():
         with console.status(f"Converting the model: {name} …"):

@@ -10,6 +10,7 @@ from zennit.core import Hook
 from zennit.rules import Epsilon, Gamma, ZBox
 
 from ..errors import CompositeError
+from ..rules.stabilizing import sign
 from .layers import ByLayer, by_layer
 
 __all__ = ["decreasing_gamma", "tutorial"]
@@ -30,7 +31,7 @@ def tutorial(
     low: Bound,
     high: Bound,
     gamma: float | Tensor = 0.25,
-    epsilon: Stabilizing = 0.25,
+    epsilon: Stabilizing | Tensor = 0.25,
     *,
     stabilizer: Stabilizing = 1e-6,
     canonizers: list[Canonizer] | None = None,
@@ -47,8 +48,9 @@ def tutorial(
         The lowest and highest values of the input, as of `zennit.rules.ZBox`.
     gamma : float or Tensor
         How much positive weights are favoured; at least 0.
-    epsilon : float or callable
-        As of `zennit.rules.Epsilon`. The tutorial itself, unlike the table, takes it relative to the layer's values:
+    epsilon : float, Tensor or callable
+        As of `zennit.rules.Epsilon`, or a tensor of one number. The tutorial itself, unlike the table, takes it
+        relative to the layer's values:
         ``fxlrp.rules.stabilizers["quadratic_mean"](0.25)``.
     stabilizer : float or callable
         Of all other rules, LRP-0 among them.
@@ -70,7 +72,7 @@ def tutorial(
     """
     rules = [
         ((0.0, 7 / _VGG16), _GAMMA(gamma, stabilizer=stabilizer)),
-        ((7 / _VGG16, 13 / _VGG16), _EPSILON(epsilon)),
+        ((7 / _VGG16, 13 / _VGG16), _EPSILON(sign(epsilon) if isinstance(epsilon, Tensor) else epsilon)),
         ((13 / _VGG16, 1.0), _EPSILON(stabilizer)),
     ]
     first = _BOX(low, high, stabilizer=stabilizer)

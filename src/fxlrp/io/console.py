@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-__all__ = ["make_console", "printable", "progress_bar", "say", "walk"]
+__all__ = ["make_console", "make_error_console", "printable", "progress_bar", "say", "walk"]
 
 Step = TypeVar("Step")
 
@@ -19,6 +19,13 @@ def make_console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False)
+
+
+def make_error_console() -> Console:
+    """A console beside what is printed: where functions of the library show how far they are."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)
 
 
 def say(console: Console, text: str) -> None:
@@ -32,12 +39,12 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def progress_bar(console: Console, *, transient: bool = False) -> Progress:
+def progress_bar(console: Console, *, transient: bool = False, disable: bool = False) -> Progress:
     """A bar for each task: what is done, how far it is, and how long it will take; transient: it goes in the end."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=transient)
+    return Progress(*columns, console=console, transient=transient, disable=disable)
 
 
 def walk(console: Console, steps: Iterable[Step], what: str) -> Iterable[Step]:

@@ -270,6 +270,30 @@ class Program:
         output, values = self._of_output.forward(inputs)
         return output, *self._of_output.relevance(values, seed_relevance(output, target))
 
+    def run_all(
+        self, inputs: tuple[Tensor, ...], target: Target, *, only: int | None = None
+    ) -> tuple[Tensor, list[tuple[Tensor | None, ...]]]:
+        """Output, and relevance of each input by each method; one forward pass, where they start from the output.
+
+        Parameters
+        ----------
+        inputs : tuple of Tensor
+            The model's.
+        target : int, Tensor or None
+            Classes, or one seed.
+        only : int or None
+            The one method that is asked for.
+        """
+        methods = range(len(self.passes)) if only is None else [only]
+        target = as_tensor(target)
+        program = self._of_output if is_given(target) else self
+        if any(program.passes[method].of_logits for method in methods):
+            found = [self._called(program.passes[method].graph_module, *inputs, target) for method in methods]
+            return found[0][0], [relevance for _, relevance, _ in found]
+        output, values = program.forward(inputs)
+        seed = seed_relevance(output, target, batched=self.batched)
+        return output, [program.relevance(values, seed, method)[0] for method in methods]
+
 
 def has_batch(canonical: fx.GraphModule) -> bool:
     """Whether the output of a canonical graph has a batch: one of a single dimension may be of one sample.

@@ -3,7 +3,7 @@
 from .by_name import INITIAL, RANDOM, LoadedModel, class_names, find_class, load
 from .catalogue import Sample, build, names
 from .noise import noise
-from .offline import Photo, load_lite0, photographs
+from .offline import Photo, load_lite, photographs
 from .sweep import Sweep
 from .trial import Trial, try_out
 
@@ -19,7 +19,7 @@ __all__ = [
     "class_names",
     "find_class",
     "load",
-    "load_lite0",
+    "load_lite",
     "names",
     "noise",
     "photographs",

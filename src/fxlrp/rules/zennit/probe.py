@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -39,12 +40,19 @@ __all__ = [
 
 _SMALL = 8
 _ENOUGH = 64
+_KEPT = 2**16
 
 
 def numbers(shape: Sequence[int], *, non_negative: bool = False, seed: int = 0) -> Tensor:
-    """Random float64 numbers of many magnitudes, zeros among them."""
+    """Random float64 numbers of many magnitudes, zeros among them; the caller's own."""
+    draw = _drawn if math.prod(shape) <= _KEPT else _drawn.__wrapped__
+    return draw(tuple(shape), non_negative, seed).clone()
+
+
+@lru_cache(maxsize=64)
+def _drawn(shape: tuple[int, ...], non_negative: bool, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    draw = lambda: torch.rand(tuple(shape), generator=generator, dtype=torch.float64)
+    draw = lambda: torch.rand(shape, generator=generator, dtype=torch.float64)
     values = 10 ** (30 * draw() - 15) * (draw() > 0.1)
     return values if non_negative else values * torch.where(draw() < 0.5, -1.0, 1.0).to(values)
 

@@ -1,0 +1,219 @@
+"""Searches for the composite whose heatmaps are best by a metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..capture import Output
+from ..composites import Bounds
+from ..composites.naming import BOX
+from ..errors import MissingExtraError
+from ..given import check_choice, check_count, check_model
+from ..io.console import make_error_console, progress_bar
+from ..metrics.scoring import check_mode
+from .objective import Direction, Objective, directions_of
+from .several import Several
+from .space import Space, space_of
+from .study import Study, Trial
+from .tuning import joined, tuned
+
+if TYPE_CHECKING:
+    import optuna
+    from rich.progress import Progress
+
+__all__ = ["search"]
+
+SAMPLERS = ("grid", "tpe", "random", "gradient")
+
+STEPS = 40
+"""Of tuning by gradient."""
+
+
+def search(
+    model: nn.Module,
+    loader: Iterable[Any] | Dataset[Any],
+    space: Space | str,
+    metric: str | Sequence[str] = "flipping_auc_morf",
+    *,
+    sampler: str = "tpe",
+    trials: int | None = None,
+    storage: str | Path | None = None,
+    options: Mapping[str, Mapping[str, Any]] | None = None,
+    seed: int = 0,
+    alike: float = 0.01,
+    rate: float = 0.2,
+    batch_size: int = 16,
+    bounds: Bounds = BOX,
+    output: Output = None,
+    progress: bool = True,
+) -> Study:
+    """Search for the rules whose heatmaps are best by a metric.
+
+    The model is captured and converted once for each combination of choices; a trial that differs in numbers alone
+    costs its heatmaps and their measurement. As in Bermudez Schettino, section 3 (a grid of 16 x 16 values, evenly
+    spread by their logarithms), and Pahde et al., section 4.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A classifier in evaluation mode.
+    loader : iterable or Dataset
+        As of `fxlrp.compare`; it is read once, and kept in memory.
+    space : Space or str
+        What is searched: see `fxlrp.evaluation.Space`, or a name of `fxlrp.evaluation.SPACES`.
+    metric : str or sequence of str
+        Names of `fxlrp.metrics.ABOUT`: the mean over all images is what is searched by, up or down as each says.
+    sampler : {"grid", "tpe", "random", "gradient"}
+        Each value of a grid; Optuna's tree-structured Parzen estimator; by chance; or down the gradient of a smooth
+        form of the first metric, localization or pixel flipping (`fxlrp.evaluation.tuning`), without choices or
+        storage: for many numbers at once, one for each layer (`fxlrp.evaluation.each_layer`).
+    trials : int or None
+        How many there are in all, those in the storage among them; the steps of Adam. None: the whole grid, 64, or 40.
+    storage : str, Path or None
+        A file in which trials are kept as soon as they end, or a database as Optuna names it ("sqlite:///..."): what
+        was interrupted goes on there.
+    options : dict of str to dict or None
+        Keyword arguments of metrics, by name ("flipping" for all of pixel flipping).
+    seed : int
+        Of the sampler.
+    alike : float
+        By gradient: how strongly the numbers of neighbouring layers are drawn together, to few distinct ones.
+    rate : float
+        By gradient: Adam's learning rate, of the logarithms of numbers.
+    batch_size : int
+        Of a data set.
+    bounds : tuple
+        The input's lowest and highest value, for a space that is given by its name.
+    output : str, int, callable or None
+        As of `fxlrp.convert`.
+    progress : bool
+        Whether a bar shows how far it is.
+
+    Returns
+    -------
+    Study
+        ``.composite`` is the best one, ``.code`` how to make it, ``.save`` draws a picture.
+
+    Raises
+    ------
+    InputError
+        If there is no such space, metric or sampler, or the loader gives something else.
+    MissingExtraError
+        If Optuna is not installed.
+
+    Examples
+    --------
+    >>> import torch, torchvision, fxlrp
+    >>> model = torchvision.models.squeezenet1_1(num_classes=3).eval()
+    >>> data = [torch.randn(2, 3, 32, 32)]
+    >>> study = fxlrp.search(model, data, "tutorial", "sparseness", trials=3, progress=False)
+    >>> sorted(study.best.values)
+    ['epsilon', 'gamma']
+    """
+    check_model(model, exported=False)
+    check_mode(model)
+    check_choice("sampler", sampler, SAMPLERS)
+    check_count("trials", trials)
+    space = space_of(space, bounds)
+    metrics = [metric] if isinstance(metric, str) else list(metric)
+    directions = directions_of(metrics)
+    asked = Objective(model, loader, metrics, options or {}, batch_size=batch_size, output=output, bounds=bounds)
+    with progress_bar(make_error_console(), transient=True, disable=not progress) as bar:
+        if sampler == "gradient":
+            return _by_gradient(asked, space, trials or STEPS, alike, rate, bar)
+        study = _study(sampler, space, metrics, directions, storage, seed)
+        grid = math.prod(len(values) for values in space.grid().values())
+        wanted = min(trials or grid, grid) if sampler == "grid" else trials or 64
+        done = sum(trial.state.is_finished() for trial in study.trials)
+        task, tried = bar.add_task("searching", total=wanted, completed=done), _Tried(asked, space)
+        if done < wanted:
+            advance = lambda *_: bar.advance(task)
+            study.optimize(lambda trial: tried(_values(trial, space)), n_trials=wanted - done, callbacks=[advance])
+    return Study(space, metrics, [Trial(t.number, _plain(t.params), tuple(t.values)) for t in _ended(study)])
+
+
+def _by_gradient(asked: Objective, space: Space, steps: int, alike: float, rate: float, bar: Progress) -> Study:
+    """Tune the numbers, and measure where tuning began, where its loss was least, and where it ended."""
+    task, tried = bar.add_task("tuning", total=steps), _Tried(asked, space)
+    path = tuned(asked, space, asked.metrics[0], steps=steps, rate=rate, alike=alike, advance=lambda: bar.advance(task))
+    least = min(range(steps), key=lambda step: path[step][1])
+    trials = []
+    for step in sorted({0, least, steps - 1}):
+        values = _plain(joined(path[step][0]) if step and alike else path[step][0])
+        trials.append(Trial(step, values, tuple(tried(values))))
+    return Study(space, asked.metrics, trials)
+
+
+class _Tried:
+    """Scores values: a twin for each combination of choices, whose rules hold the tensors that numbers go into."""
+
+    def __init__(self, objective: Objective, space: Space) -> None:
+        self._objective, self._space = objective, space
+        self._made: dict[tuple[Any, ...], tuple[dict[str, Tensor], Several]] = {}
+
+    def __call__(self, values: Mapping[str, Any]) -> list[float]:
+        chosen = tuple(values[name] for name in self._space.choices)
+        if chosen not in self._made:
+            knobs = self._space.knobs()
+            composite = self._space.composite({**values, **knobs})
+            explainer = self._objective.explainer(composite, canonized=bool(values.get("canonize", True)))
+            self._made[chosen] = knobs, explainer
+        knobs, explainer = self._made[chosen]
+        with torch.no_grad():
+            for name, knob in knobs.items():
+                knob.fill_(values[name])
+        return self._objective.scores(explainer)
+
+
+def _study(
+    sampler: str,
+    space: Space,
+    metrics: Sequence[str],
+    directions: Sequence[Direction],
+    storage: str | Path | None,
+    seed: int,
+) -> optuna.Study:
+    try:
+        import optuna
+        from optuna.storages import JournalStorage
+        from optuna.storages.journal import JournalFileBackend
+    except ImportError as error:
+        raise MissingExtraError("searching", "optuna", "evaluate") from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    samplers = {
+        "grid": lambda: optuna.samplers.GridSampler(space.grid(), seed=seed),
+        "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
+        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+    }
+    kept = None if storage is None else str(storage)
+    if kept is not None and "://" not in kept:
+        kept = JournalStorage(JournalFileBackend(kept))
+    name = ", ".join((*space.names, *metrics))
+    return optuna.create_study(
+        storage=kept, sampler=samplers[sampler](), study_name=name, directions=directions, load_if_exists=True
+    )
+
+
+def _values(trial: optuna.Trial, space: Space) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for name, each in space.ranges.items():
+        values[name] = trial.suggest_float(name, each.low, each.high, log=each.log)
+    for name, choices in space.choices.items():
+        values[name] = trial.suggest_categorical(name, choices)
+    return values
+
+
+def _ended(study: optuna.Study) -> list[Any]:
+    """The trials that have scores: of those whose scores are NaN, Optuna says that they failed."""
+    return [trial for trial in study.trials if trial.values is not None]
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in values.items()}
