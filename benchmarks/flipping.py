@@ -6,8 +6,9 @@ Random images and heatmaps; patches of 8 x 8, most relevant first, in as many ev
 patches at each. Quantus (`pip install quantus`; without it, only fxlrp is timed) is given the same steps of the same
 pixels: a heatmap that is the same within each patch, as many elements a step as the patches have, and no check of that
 number, which it takes for one of pixels. "black" is 0 for both, and for "inpaint" it is given fxlrp's own function, of
-all that is flipped so far. How far the curves of the two differ is the last column. "model" is the model's own time for
-as many images; "linear" is a model that takes next to none, so that its rows are of the metric by itself.
+all that is flipped so far. How far the curves of the two differ is the last column. Times are of the processor, on one
+thread, interleaved. "model" is the model's own time for as many images; "linear" is a model that takes next to none, so
+that its rows are of the metric by itself.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import argparse
 import importlib
 import platform
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from importlib.metadata import version
 from typing import Any
 
 import torch
 import torchvision
-from performance.measuring import Figure, Times, interleaved, ratio, seconds
+from performance.measuring import Figure, ratio, seconds
 from torch import Tensor, nn
 
 from fxlrp.metrics import inpainting, pixel_flipping
@@ -121,13 +123,24 @@ class Work:
         return perturb
 
 
+def timed(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of the processor, by method: interleaved; on one thread, what a machine without other work would take."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = time.process_time()
+            run()
+            times[name].append(time.process_time() - start)
+    return times
+
+
 def row(name: str, fill: str, args: argparse.Namespace, quantus: Any) -> list[str]:
     """A row of the table."""
     work = Work(name, fill, args.images, args.size, args.steps)
     runs: dict[str, Callable[[], object]] = {"model": work.alone, "fxlrp": work.ours}
     runs |= {"inpainting": work.inpainting} if fill == "inpaint" else {}
     runs |= {"quantus": lambda: work.quantus(quantus)} if quantus else {}
-    times: Times = interleaved(runs, args.rounds)
+    times = timed(runs, args.rounds)
     shown = lambda name: printed(seconds(times[name])) if name in times else "-"
     share = printed(ratio(times["inpainting"], times["fxlrp"])) if "inpainting" in times else "0"
     faster, differ = "-", "-"
@@ -168,7 +181,7 @@ def main() -> None:
     print(
         f"\n`python benchmarks/flipping.py {' '.join(sys.argv[1:])}`, {date.today()}: {args.images} images of "
         f"{args.size} x {args.size}, {args.steps} steps, {peers}, torch {version('torch').split('+')[0]}, OpenCV "
-        f"{inpainting.opencv().__version__}, one thread of {platform.machine()}, {args.rounds} interleaved rounds, "
+        f"{inpainting.opencv().__version__}, one thread of {platform.machine()}, {args.rounds} rounds, "
         "medians ± half the range."
     )
 

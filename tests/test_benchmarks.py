@@ -31,6 +31,8 @@ SMALLEST = {
     "conservation.py": ("squeezenet1_1", "| squeezenet1_1 |"),
     "default_composite.py": ("epsilon_plus --photographs 1 --networks 0", "| epsilon_plus |"),
     "flipping.py": ("linear --images 2 --size 32 --steps 4 --rounds 1", "| linear | inpaint |"),
+    "scene_networks.py": ("relation --count 64 --epochs 1 --size 32", "| relation | questions |"),
+    "scenes.py": ("digits --count 2 -o scenes.png", "| digits | 10 |"),
     "zoo.py": ("torchvision:squeezenet1_1 --kept kept.json -o zoo.md", "| torchvision:squeezenet1_1 |"),
     **{
         f"performance {name}": (f"{name} --networks resnet18 --size 32 --rounds 1", row)
@@ -39,13 +41,14 @@ SMALLEST = {
 }
 """Arguments, and a row of the table that is written."""
 
-QUICK = ("flipping.py", "zoo.py")
+QUICK = ("flipping.py", "scenes.py", "zoo.py")
 
 NOT_RUN = {
     "performance device": "it compiles thirty things; it is for a GPU",
     "peers/run.py": "it needs checkouts of the peers' sources",
     "peers/as_zennit.py": "a plugin that run.py gives to pytest",
     "peers/as_captum.py": "a plugin that run.py gives to pytest",
+    "scenery.py": "what scenes.py draws with",
 }
 
 
@@ -64,9 +67,19 @@ def test_each_script_is_run_or_listed(performance):
     assert {*SMALLEST, *NOT_RUN} == scripts | sections
 
 
-@pytest.mark.parametrize(
-    "name", ["conservation.py", "default_composite.py", "flipping.py", "performance", "peers/run.py", "zoo.py"]
-)
+SCRIPTS = [
+    "conservation.py",
+    "default_composite.py",
+    "flipping.py",
+    "performance",
+    "peers/run.py",
+    "scene_networks.py",
+    "scenes.py",
+    "zoo.py",
+]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_help(name, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", [name, "--help"])
     monkeypatch.syspath_prepend(FOLDER)

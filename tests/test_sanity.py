@@ -113,6 +113,13 @@ def test_what_cannot_be_compared_is_nan(name):
     assert metrics.SIMILARITIES[name](a, b).isnan().tolist() == [True, True, False]
 
 
+def test_a_constant_is_one_though_its_mean_is_rounded():
+    """The mean of nine times 0.1 is another number than 0.1."""
+    constant = torch.full((1, 9), 0.1, dtype=torch.float64)
+    assert constant.mean() != 0.1
+    assert metrics.SIMILARITIES["pearson"](constant, torch.randn(1, 9)).isnan()
+
+
 @pytest.mark.parametrize("output", [False, True])
 @pytest.mark.parametrize("target", [2, [0, 5, 2], torch.tensor([0, 5, 2])])
 def test_random_logit_compares_with_another_class(x, target, output):
