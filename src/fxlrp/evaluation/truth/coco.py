@@ -52,7 +52,7 @@ def read_coco(path: Path, *, outlines: bool) -> dict[str, Annotation]:
 
 def _annotation(path: Path, image: Mapping[str, Any], objects: list[Object]) -> Annotation:
     size = (int(image["width"]), int(image["height"])) if "width" in image and "height" in image else None
-    return Annotation(f"{path}, {image['file_name']},", size, objects)
+    return Annotation(f"{path}, {image['file_name']}", size, objects)
 
 
 def _box(annotation: Mapping[str, Any]) -> Shape:
