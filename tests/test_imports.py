@@ -33,7 +33,7 @@ for arguments in ([], *([command] for command in main.commands)):
     main([*arguments, "--help"], standalone_mode=False)
 print(len(main.commands), "torch" in sys.modules)
 """
-    assert run(code, tmp_path).endswith("5 False")
+    assert run(code, tmp_path).endswith("7 False")
 
 
 @pytest.mark.parametrize("module", [fxlrp, fxlrp.testing], ids=lambda module: module.__name__)

@@ -6,7 +6,7 @@ import click
 
 # Torch takes seconds to import: commands import what needs it where they use it, so that --help is quick.
 from ..errors import FxlrpError
-from . import audit, demo, explain, models, train
+from . import audit, demo, evaluate, explain, models, search, train
 
 __all__ = ["main"]
 
@@ -28,5 +28,13 @@ def main() -> None:
     """Explain what a neural network looks at, with layer-wise relevance propagation."""
 
 
-for _command in (audit.audit, demo.demo, explain.explain, models.models, train.train):
+for _command in (
+    audit.audit,
+    demo.demo,
+    evaluate.evaluate,
+    explain.explain,
+    models.models,
+    search.search,
+    train.train,
+):
     main.add_command(_command)

@@ -12,7 +12,7 @@ import click
 
 from ..composites.listing import COMPOSITES
 
-__all__ = ["Question", "about_a_model", "writes_a_picture"]
+__all__ = ["MODEL", "NAMES", "Question", "about_a_model", "writes_a_picture"]
 
 NAMES = ", ".join(each.name for each in COMPOSITES if each.by_name)
 
@@ -30,7 +30,7 @@ class Question:
     target: str | None
 
 
-OPTIONS = (
+MODEL = (
     click.option("--model", required=True, metavar="MODEL", help="torchvision:NAME or timm:NAME."),
     click.option(
         "--weights",
@@ -39,6 +39,10 @@ OPTIONS = (
         "which it may have to download.",
     ),
     click.option("--classes", default=1000, show_default=True, type=click.IntRange(1), help="How many it has."),
+)
+
+OPTIONS = (
+    *MODEL,
     click.option(
         "--composite",
         metavar="NAME",

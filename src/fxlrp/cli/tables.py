@@ -1,4 +1,4 @@
-"""Tables for the terminal: the classes that a model sees, and where relevance went."""
+"""Tables for the terminal: the classes that a model sees, where relevance went, and which composite is best."""
 
 from __future__ import annotations
 
@@ -9,10 +9,13 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from ..evaluation import Table as Comparison
 from ..io.console import printable
+from ..metrics import ABOUT
+from ..wording import columns
 from .spread import spread
 
-__all__ = ["Explained", "spread_table", "top_table"]
+__all__ = ["Explained", "comparison", "spread_table", "top_table"]
 
 
 class Explained(NamedTuple):
@@ -53,3 +56,21 @@ def spread_table(rows: Iterable[Explained], *, title: str) -> Table:
             f"{float(row.relevance.sum()):.1g} of {float(row.logit):.1f}",
         )
     return table
+
+
+def comparison(table: Comparison) -> str:
+    """Means of metrics, the best by each metric marked, and how far it is from the next."""
+    head = ("", "better", *table.ways)
+    rows, lines = [], []
+    for metric in table.metrics:
+        ranked = table.ranked(metric)
+        mark = lambda way, best=ranked[:1]: " *" if [way] == best else ""
+        cells = [f"{table.summary(metric, way)}{mark(way)}" for way in table.ways]
+        rows.append((metric, ABOUT[metric].better, *cells))
+        if len(ranked) > 1:
+            found = table.difference(metric, *ranked[:2])
+            interval = f"{found.mean:.3g} [{found.low:.3g}, {found.high:.3g}]"
+            lines.append(f"{metric}: {ranked[0]} - {ranked[1]} = {interval}, p = {found.p:.2g}")
+    about = "Means with 95 % intervals (bootstrap over images), the best with a *"
+    test = ["", "The best minus the next, image by image, with p of Wilcoxon's signed-rank test:", *lines]
+    return "\n".join([f"{about}:", *columns(head, rows), *(test if lines else ())])

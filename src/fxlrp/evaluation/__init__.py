@@ -6,10 +6,12 @@ from .search import search
 from .space import SPACES, Range, Space, each_layer
 from .study import Study, Trial
 from .table import Difference, Summary, Table
+from .truth import ImageFolder
 
 __all__ = [
     "SPACES",
     "Difference",
+    "ImageFolder",
     "Range",
     "Space",
     "Study",

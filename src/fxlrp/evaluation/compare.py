@@ -20,6 +20,7 @@ from ..io.console import make_error_console, progress_bar
 from ..metrics.scoring import check_mode, classes_of, output_of
 from .batches import Batch, batches, number_of
 from .examples import Example
+from .identity import described, digest_of_model
 from .measures import Case, Found, Metric, measures_of
 from .several import Explainer, Several, is_composite
 from .storage import ImageRow, Storage
@@ -56,7 +57,8 @@ def compare(
         A classifier in evaluation mode.
     loader : iterable or Dataset
         Gives batches: images (B, C, H, W), or (images, classes), or (images, classes, masks), classes (B,) of ints or
-        None, masks (B, H, W) or (B, 1, H, W). A data set gives the same of one image, and is put into batches here.
+        None, masks (B, H, W) or (B, 1, H, W). A data set gives the same of one image, and is put into batches here; it
+        may give None for the class or the mask of an image that has none. `fxlrp.evaluation.ImageFolder` is one.
     composites : sequence, or dict of str to Composite, str, callable or None
         zennit composites, names (see `fxlrp.composites.listed`), None for the default. Also functions
         ``(x, target) -> relevance`` of other methods, and what to hold all against: "random", "gradient_times_input".
@@ -118,19 +120,26 @@ def compare(
     ways = named(composites)
     explained = _explained(model, ways, canonize, output, bounds)
     labels = [label for label, _, _ in explained]
-    about = {"ways": labels, "metrics": list(measured), "options": repr(options or {}), "target": target}
+    about = {
+        "model": digest_of_model(model),
+        "ways": {label: described(ways[name]) for label, name, _ in explained},
+        "metrics": list(measured),
+        "options": described(options or {}),
+        "others": described([target, bounds, output]),
+    }
     stored, kept = Storage(storage, about), list[Example]()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with progress_bar(make_error_console(), transient=True, disable=not progress) as bar:
         task = bar.add_task("comparing", total=number_of(loader, batch_size))
         for batch in batches(loader, device, batch_size):
+            stored.check(batch)
             wanted = batch if len(kept) < examples else batch.without(stored.done)
             if wanted is not None:
                 _measure(model, wanted, explained, measured, target, stored, kept, examples)
             bar.advance(task)
     if not stored.rows:
         raise InputError("the loader gave no images")
-    return Table(sorted(stored.rows, key=lambda row: row.image), labels, kept)
+    return Table(sorted(stored.rows.values(), key=lambda row: row.image), labels, kept)
 
 
 def named(given: Sequence[Composite | str | None] | Mapping[str, Way]) -> dict[str, Way]:
@@ -212,12 +221,14 @@ def _measure(
             }
             for label, each_of in found.items()
         }
-        stored.add(ImageRow(numbers[i], row, curves))
+        stored.add(ImageRow(numbers[i], row, curves, batch.digest(left[i])))
 
 
 def classes_in(model: nn.Module, batch: Batch, target: int | None) -> Tensor:
     """The class of each image, (B,)."""
-    if target is None and batch.target is not None:
-        return batch.target.long()
+    given = batch.target if target is None else None
+    if given is not None and bool((given >= 0).all()):
+        return given.long()
     with torch.no_grad():
-        return classes_of(output_of(model(batch.x.clone())), target)
+        found = classes_of(output_of(model(batch.x.clone())), target)
+    return found if given is None else torch.where(given >= 0, given.long(), found)

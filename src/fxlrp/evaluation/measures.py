@@ -14,7 +14,7 @@ from ..given import check_options
 from ..wording import did_you_mean
 from .several import Explainer
 
-__all__ = ["MEASURES", "Case", "Found", "Measure", "Metric", "measures_of"]
+__all__ = ["MEASURES", "Case", "Found", "Measure", "Metric", "measures_of", "no_masks"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,12 +73,17 @@ def _flipping(case: Case, *, orders: Sequence[str] = ("morf", "lerf"), **options
     return Found(values, curves)
 
 
+def no_masks(name: str) -> MaskError:
+    """The error that a metric needs masks, and there are none."""
+    return MaskError(
+        f"{name} compares heatmaps with masks: the loader has to give (x, label, mask), with mask (B, H, W)"
+    )
+
+
 def _masked(name: str, measure: Callable[..., Tensor], **fixed: Any) -> Measure:
     def found(case: Case, **options: Any) -> Found:
         if case.mask is None:
-            raise MaskError(
-                f"{name} compares heatmaps with masks: the loader has to give (x, label, mask), with mask (B, H, W)"
-            )
+            raise no_masks(name)
         return Found({name: measure(case.relevance, case.mask, **fixed, **options)}, {})
 
     return found

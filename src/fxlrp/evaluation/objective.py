@@ -18,7 +18,8 @@ from ..metrics import ABOUT
 from ..wording import did_you_mean
 from .batches import batches
 from .compare import classes_in
-from .measures import MEASURES, Case, Found, measures_of
+from .identity import described
+from .measures import MEASURES, Case, Found, measures_of, no_masks
 from .several import Several
 
 __all__ = ["Data", "Direction", "Objective", "directions_of"]
@@ -101,6 +102,10 @@ class Objective:
         ]
         if not self.data:
             raise InputError("the loader gave no images")
+        for metric in self.metrics:
+            if ABOUT[metric].needs == "mask" and any(data.mask is None for data in self.data):
+                raise no_masks(metric)
+        self.about = described([options, output])
         self._measured = []
         for metric in self.metrics:
             name, own = _measure_of(metric, options.get(metric, options.get(metric.partition("_")[0], {})))

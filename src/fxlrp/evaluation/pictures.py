@@ -65,7 +65,7 @@ def _cell(axes: Axes, drawn: Drawn, example: Example, way: str | None) -> None:
         axes.imshow(_photo(example.x))
         axes.set_title(f"image {example.image}, class {example.target}\n{', '.join(drawn.shown.values())}", fontsize=6)
         return
-    axes.imshow(clip(heatmap(example.relevance[way].float())), cmap=COLORS, vmin=-1, vmax=1)
+    axes.imshow(clip(heatmap(example.relevance[way].float())).numpy(force=True), cmap=COLORS, vmin=-1, vmax=1)
     row = next((row for row in drawn.rows if row.image == example.image), None)
     values = {} if row is None else row.values.get(way, {})
     scores = ", ".join(f"{values[name]:.2g}" for name in drawn.shown if name in values)

@@ -18,6 +18,7 @@ from ..errors import MissingExtraError
 from ..given import check_choice, check_count, check_model
 from ..io.console import make_error_console, progress_bar
 from ..metrics.scoring import check_mode
+from .identity import described, digest, digest_of_model, hashed
 from .objective import Direction, Objective, directions_of
 from .several import Several
 from .space import Space, space_of
@@ -128,14 +129,14 @@ def search(
     with progress_bar(make_error_console(), transient=True, disable=not progress) as bar:
         if sampler == "gradient":
             return _by_gradient(asked, space, trials or STEPS, alike, rate, bar)
-        study = _study(sampler, space, metrics, directions, storage, seed)
+        study = _study(sampler, space, _name(asked, space, [sampler, seed]), directions, storage, seed)
         grid = math.prod(len(values) for values in space.grid().values())
         wanted = min(trials or grid, grid) if sampler == "grid" else trials or 64
         done = sum(trial.state.is_finished() for trial in study.trials)
         task, tried = bar.add_task("searching", total=wanted, completed=done), _Tried(asked, space)
-        if done < wanted:
-            advance = lambda *_: bar.advance(task)
-            study.optimize(lambda trial: tried(_values(trial, space)), n_trials=wanted - done, callbacks=[advance])
+        for _ in range(done, wanted):
+            _try_one(study, space, tried)
+            bar.advance(task)
     return Study(space, metrics, [Trial(t.number, _plain(t.params), tuple(t.values)) for t in _ended(study)])
 
 
@@ -172,10 +173,28 @@ class _Tried:
         return self._objective.scores(explainer)
 
 
+def _try_one(study: optuna.Study, space: Space, tried: _Tried) -> None:
+    """Ask for values, and tell their scores; of an interruption nothing is told, and the values are tried again."""
+    from optuna.trial import TrialState
+
+    trial = study.ask()
+    scores = tried(_plain(_values(trial, space)))
+    failed = any(math.isnan(score) for score in scores)
+    study.tell(trial, None if failed else scores, state=TrialState.FAIL if failed else None)
+
+
+def _name(asked: Objective, space: Space, how: Sequence[str | int]) -> str:
+    """Of a study: its parameters and metrics, and what tells it from others of the same ones."""
+    ranges = [[each.low, each.high, each.log, each.steps] for each in space.ranges.values()]
+    images = digest(*(each for data in asked.data for each in (data.x, data.target, data.mask)))
+    about = [how, digest_of_model(asked.model), images, asked.about, space.make, ranges, space.choices]
+    return f"{', '.join((*space.names, *asked.metrics))} {hashed(described(about))}"
+
+
 def _study(
     sampler: str,
     space: Space,
-    metrics: Sequence[str],
+    name: str,
     directions: Sequence[Direction],
     storage: str | Path | None,
     seed: int,
@@ -187,18 +206,25 @@ def _study(
     except ImportError as error:
         raise MissingExtraError("searching", "optuna", "evaluate") from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+    class Grid(optuna.samplers.GridSampler):
+        """Does not stop a loop of Optuna's at its end: there is none, and the end is known."""
+
+        def after_trial(self, study: object, trial: object, state: object, values: object) -> None:
+            pass
+
     samplers = {
-        "grid": lambda: optuna.samplers.GridSampler(space.grid(), seed=seed),
-        "tpe": lambda: optuna.samplers.TPESampler(seed=seed),
-        "random": lambda: optuna.samplers.RandomSampler(seed=seed),
+        "grid": lambda seed: Grid(space.grid(), seed=seed),
+        "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
+        "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     }
     kept = None if storage is None else str(storage)
     if kept is not None and "://" not in kept:
         kept = JournalStorage(JournalFileBackend(kept))
-    name = ", ".join((*space.names, *metrics))
-    return optuna.create_study(
-        storage=kept, sampler=samplers[sampler](), study_name=name, directions=directions, load_if_exists=True
-    )
+    study = optuna.create_study(storage=kept, study_name=name, directions=directions, load_if_exists=True)
+    # What was drawn before an interruption is not drawn again; a grid is known by its seed.
+    study.sampler = samplers[sampler](seed if sampler == "grid" else seed + len(study.trials))
+    return study
 
 
 def _values(trial: optuna.Trial, space: Space) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..io.files import write_file
+from .batches import Batch
 
 __all__ = ["ImageRow", "Storage"]
 
@@ -26,15 +27,18 @@ class ImageRow:
         ``values[way][metric]``.
     curves : dict
         ``curves[way][order] = (shares, scores)``.
+    digest : str
+        Of the image, its class and its mask.
     """
 
     image: int
     values: Mapping[str, Mapping[str, float]]
     curves: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]] = field(default_factory=dict)
+    digest: str = ""
 
 
 class Storage:
-    """Rows of images, in memory and, if there is a path, in a file of lines of JSON.
+    """Rows of images by their numbers, in memory and, if there is a path, in a file of lines of JSON.
 
     Parameters
     ----------
@@ -50,52 +54,76 @@ class Storage:
     """
 
     def __init__(self, path: str | Path | None, about: Mapping[str, Any]) -> None:
-        self._path, self.rows = None if path is None else Path(path), list[ImageRow]()
-        about = json.loads(json.dumps(about))
+        self._path, self.rows = None if path is None else Path(path), dict[int, ImageRow]()
         if self._path is None:
             return
-        if not self._path.exists():
-            self._append(about)
-            return
-        lines = list(self._lines())
-        if not lines or not isinstance(lines[0], dict):
-            raise InputError(f"{path} is no file of an evaluation: name one that is not there yet")
-        if differing := [name for name in {*about, *lines[0]} if about.get(name) != lines[0].get(name)]:
-            raise InputError(
-                f"{path} holds another evaluation, which differs in {', '.join(sorted(differing))}: name another file, "
-                "or delete it"
-            )
-        self.rows = [ImageRow(line["image"], line["values"], line["curves"]) for line in lines[1:]]
+        header, text = json.dumps(about), self._read()
+        self._check_header(text, header)
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:  # A last line that was broken off is taken away.
+            write_file(self._path, lambda file: file.write(whole.encode()))
+        if not whole:
+            self._append(header)
+        self.rows = {line["image"]: ImageRow(**line) for line in map(json.loads, whole.splitlines()[1:])}
 
     @property
-    def done(self) -> set[int]:
+    def done(self) -> Set[int]:
         """The images of which there is a row."""
-        return {row.image for row in self.rows}
+        return self.rows.keys()
 
     def add(self, row: ImageRow) -> None:
         """Keep a row."""
-        self.rows.append(row)
+        self.rows[row.image] = row
         if self._path is not None:
-            self._append({"image": row.image, "values": row.values, "curves": row.curves})
+            self._append(json.dumps(asdict(row)))
 
-    def _append(self, line: Mapping[str, Any]) -> None:
+    def check(self, batch: Batch) -> None:
+        """See that the images of a batch are those of which there are rows.
+
+        Raises
+        ------
+        InputError
+            If one is another.
+        """
+        for i, number in enumerate(batch.numbers):
+            if number in self.rows and self.rows[number].digest != batch.digest(i):
+                raise InputError(
+                    f"{self._path} holds numbers of another image {number}, class or mask than the loader gives: let "
+                    "it give the same ones in the same order, without augmentation, or name another file"
+                )
+
+    def _append(self, line: str) -> None:
         assert self._path is not None
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+                file.write(f"{line}\n")
         except OSError as error:
             raise InputError(f"cannot write {self._path}: {error.strerror}") from error
 
-    def _lines(self) -> Iterator[Any]:
-        """What was written whole: a last line that was broken off is taken away."""
+    def _read(self) -> str:
+        """What is in the file; nothing if there is none."""
         assert self._path is not None
-        text = self._path.read_text()
-        whole = text[: text.rfind("\n") + 1]
-        if whole != text:
-            write_file(self._path, lambda file: file.write(whole.encode()))
-        for line in whole.splitlines():
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{self._path} is no file of an evaluation: name one that is not there yet") from error
+        try:
+            return self._path.read_text() if self._path.exists() else ""
+        except UnicodeDecodeError as error:
+            raise self._is_no_evaluation() from error
+        except OSError as error:
+            raise InputError(f"cannot read {self._path}: {error.strerror}") from error
+
+    def _check_header(self, text: str, header: str) -> None:
+        """Nothing is written into a file, or taken from it, that is not of this evaluation."""
+        if text.startswith(f"{header}\n") or f"{header}\n".startswith(text):
+            return
+        try:
+            found, about = json.loads(text.partition("\n")[0]), json.loads(header)
+            differing = [name for name in {**about, **found} if about.get(name) != found.get(name)]
+        except (TypeError, ValueError) as error:
+            raise self._is_no_evaluation() from error
+        raise InputError(
+            f"{self._path} holds another evaluation, which differs in {', '.join(differing)}: name another file, or "
+            "delete it"
+        )
+
+    def _is_no_evaluation(self) -> InputError:
+        return InputError(f"{self._path} is no file of an evaluation: name one that is not there yet")

@@ -75,7 +75,7 @@ class Study:
         at = list(self.metrics).index(metric)
         known = [trial for trial in self.trials if not np.isnan(trial.scores[at])]
         if not known:
-            raise InputError(f"no trial has a {metric}: it was NaN of each image, or no trial ended")
+            raise InputError(f"no trial has a score by {metric}: it was NaN of each image, or no trial ended")
         sign = -1 if directions_of([metric]) == ["maximize"] else 1
         return min(known, key=lambda trial: sign * trial.scores[at])
 

@@ -131,13 +131,27 @@ class Table:
         known = pairs[~np.isnan(pairs)]
         return Difference(*_interval(known), _p(known), len(known))
 
-    def best(self, metric: str) -> str:
-        """The way of the best mean."""
+    def ranked(self, metric: str) -> list[str]:
+        """The ways from the best mean to the worst; none of those of which there is no number.
+
+        Of one's own metric, higher counts as better.
+        """
         means = {way: self.summary(metric, way).mean for way in self.ways}
-        known = {way: mean for way, mean in means.items() if not np.isnan(mean)}
-        if not known:
+        known = [way for way in self.ways if not np.isnan(means[way])]
+        return sorted(known, key=lambda way: means[way], reverse=_higher(metric))
+
+    def best(self, metric: str) -> str:
+        """The way of the best mean.
+
+        Raises
+        ------
+        InputError
+            If no way has a number, or there is no such metric.
+        """
+        ranked = self.ranked(metric)
+        if not ranked:
             raise InputError(f"there is no best way by {metric}: it is NaN of each image")
-        return (max if _higher(metric) else min)(known, key=lambda way: known[way])
+        return ranked[0]
 
     def to_csv(self, path: str | Path) -> None:
         """Write a line for each image, way and metric."""

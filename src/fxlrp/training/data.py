@@ -15,13 +15,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import InputError, MaskError
+from ..io.folders import IMAGES, files_in
 from ..io.images import read_image, read_mask
 from ..isnet.loss import mask_at
 
 __all__ = ["Folder", "MaskedImages", "Sample", "read_folder", "split"]
-
-ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-"""What files are images."""
 
 AT_A_TIME = 64
 """How many samples are checked by several threads, before progress is shown."""
@@ -87,7 +85,7 @@ def read_folder(images: str | Path, masks: str | Path, *, progress: Progress = i
         If there are no masks, none that belongs to an image, two for one image, or one of another aspect.
     """
     images, masks = Path(images), Path(masks)
-    found = _files(images, InputError)
+    found = files_in(images, IMAGES, InputError)
     loose = [path for path in found if path.parent == images]
     if not found or loose:
         what = f"{loose[0].name} lies beside the classes" if found else "there are none"
@@ -96,7 +94,7 @@ def read_folder(images: str | Path, masks: str | Path, *, progress: Progress = i
     if len(classes) < 2:
         raise InputError(f"{images} has images of one class only, '{classes[0]}': a classifier needs two or more")
     known: dict[Path, Path] = {}
-    for path in _files(masks, MaskError):
+    for path in files_in(masks, IMAGES, MaskError):
         other = known.setdefault(path.relative_to(masks).with_suffix(""), path)
         if other != path:
             raise MaskError(f"{other} and {path} are masks of the same image: keep one")
@@ -173,13 +171,6 @@ class MaskedImages(Dataset[tuple[Tensor, int, Tensor, bool]]):
         if sample.mask is None:
             return x, sample.label, torch.zeros(size, dtype=torch.bool), False
         return x, sample.label, mask_at(read_mask(sample.mask)[None, None], size)[0, 0], True
-
-
-def _files(folder: Path, kind: type[Exception]) -> list[Path]:
-    if not folder.is_dir():
-        raise kind(f"{folder} is not a folder")
-    inside = sorted(path for path in folder.rglob("*") if path.suffix.lower() in ENDINGS)
-    return [path for path in inside if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
 
 
 def _check(sample: Sample) -> None:

@@ -1,0 +1,5 @@
+"""Ground truth: a folder of images, and what says where their objects are."""
+
+from .folder import ImageFolder
+
+__all__ = ["ImageFolder"]
