@@ -70,9 +70,9 @@ def resnet(classes: int, *, width: int = 16) -> nn.Module:
 
 
 def densenet(classes: int) -> nn.Module:
-    """Three dense blocks of four layers each, that grow by 12."""
+    """Three dense blocks of four layers each, that grow by 16."""
     make: Any = DenseNet  # Which takes any number of blocks, though it says four.
-    return make(growth_rate=12, block_config=(4, 4, 4), num_init_features=24, bn_size=2, num_classes=classes)
+    return make(growth_rate=16, block_config=(4, 4, 4), num_init_features=32, bn_size=2, num_classes=classes)
 
 
 def efficientnet(classes: int) -> nn.Module:
