@@ -26,7 +26,8 @@ from .reading import unwrap
 from .relevance.assign import Assignment, assign
 from .relevance.emit import emit
 from .relevance.logits import logits_of
-from .relevance.program import Program, RelevancePass, has_batch
+from .relevance.program import Program, has_batch
+from .relevance.relevance_pass import RelevancePass
 from .relevance.rewrites import Emitted, optimize, prepare, rewrites_of
 from .rules.plain import Transpose
 from .wording import near_to

@@ -78,7 +78,9 @@ class Objective:
         Keyword arguments of metrics, by name.
     batch_size : int
         Of a data set.
-    output, bounds
+    output : str, int, callable or None
+        As of `fxlrp.compare`.
+    bounds : tuple
         As of `fxlrp.compare`.
     """
 

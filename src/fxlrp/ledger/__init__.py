@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from ..conversion import check_finite
 from ..errors import InputError, TargetError
 from ..given import inputs_of
-from ..relevance.program import Program, RelevancePass
+from ..relevance.program import Program
+from ..relevance.relevance_pass import RelevancePass
 from ..relevance.seeds import Target, seed_relevance
 from ..rules.base import total
 from ..twin import Twin
