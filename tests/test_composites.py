@@ -582,3 +582,11 @@ def test_patterns_of_another_model_are_an_error():
 def test_loaders_without_tensors_are_an_error(loader, match):
     with pytest.raises(errors.InputError, match=match):
         pattern_attribution(dense(), loader)
+
+
+@pytest.mark.parametrize("name", ["vanilla", "sign", "quadratic_mean"])
+def test_a_stabilizer_is_an_attribute_too(name):
+    z = torch.randn(2, 5, dtype=torch.float64)
+    expected = fxlrp.rules.stabilizers[name](0.25)(z)
+    assert torch.equal(getattr(fxlrp.rules.stabilizers, name)(0.25)(z), expected)
+    assert not torch.equal(expected, z)

@@ -71,22 +71,26 @@ def sign(epsilon: Epsilon = 1e-6) -> Stabilizer:
 
 
 class _Stabilizers(Mapping[str, Callable[..., Stabilizer]]):
-    """The stabilizers by name.
+    """The stabilizers by name, and as attributes.
 
     Examples
     --------
     >>> import fxlrp
     >>> from zennit.rules import Epsilon, Gamma
     >>> rule = Gamma(0.25, stabilizer=fxlrp.rules.stabilizers["vanilla"](1e-9))
-    >>> rule = Epsilon(fxlrp.rules.stabilizers["quadratic_mean"](0.25))
+    >>> rule = Epsilon(fxlrp.rules.stabilizers.quadratic_mean(0.25))
     >>> sorted(fxlrp.rules.stabilizers)
     ['quadratic_mean', 'sign', 'vanilla']
     """
 
+    vanilla = Vanilla
+    sign = staticmethod(sign)
+    quadratic_mean = QuadraticMean
+
     _KINDS: Mapping[str, Callable[..., Stabilizer]] = {
-        "vanilla": Vanilla,
+        "vanilla": vanilla,
         "sign": sign,
-        "quadratic_mean": QuadraticMean,
+        "quadratic_mean": quadratic_mean,
     }
 
     def __getitem__(self, name: str) -> Callable[..., Stabilizer]:
