@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import re
+import sys
 
 import numpy as np
 import pytest
@@ -67,7 +68,9 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def run(folder):
+def run(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cv2", None)  # Which takes it for inpainting alone.
+
     def command(name, *words, images="images"):
         asked = [name, folder / images, "--model", "torchvision:any", "-o", folder / "out", "--fill", "mean", *words]
         return CliRunner().invoke(main, list(map(str, asked)))
@@ -138,7 +141,7 @@ def test_evaluate_goes_on_where_it_was_interrupted(run, loaded, folder, monkeypa
     assert result.exit_code == 0, result.output
     assert len(measured) == 2
     assert len((folder / "out" / "rows.jsonl").read_text().splitlines()) == 5
-    fails(run("evaluate", *words, "--target", "LYNX"), "rows.jsonl holds another evaluation", "others")
+    fails(run("evaluate", *words, "--target", "LYNX"), "rows.jsonl holds another evaluation", "target")
     with torch.no_grad():
         loaded.model[0].weight.add_(0.1)
     fails(run("evaluate", *words), "rows.jsonl holds another evaluation", "model")
@@ -170,6 +173,7 @@ NOTHING = {
     "metric": ("evaluate", ("--metric", "flippin"), {}, ("no metric 'flippin'; did you mean 'flipping'?",)),
     "masks": ("evaluate", ("--metric", "inside_total_ratio"), {}, ("give --masks or --boxes",)),
     "no masks": ("evaluate", ("--masks", "nowhere"), {}, ("nowhere is not a folder",)),
+    "OpenCV": ("evaluate", ("--fill", "inpaint"), {}, ("fxlrp[evaluate]",)),
     "target": ("evaluate", ("--target", "lion"), {}, ("no class 'lion'",)),
     "space": ("search", ("--space", "tutoria"), {}, ("did you mean 'tutorial'?",)),
     "direction": ("search", ("--metric", "flipping"), {}, ("no metric 'flipping' to search by",)),

@@ -327,7 +327,7 @@ ANOTHER = {
     "image": lambda model, images: {"loader": Images(seed=1)},
     "mask": lambda model, images: {"loader": Images(masks=False)},
 }
-SAID = {"names": "metrics", "target": "others", "image": "another image 0", "mask": "another image 0"}
+SAID = {"names": "metrics", "image": "another image 0", "mask": "another image 0"}
 
 
 @pytest.mark.parametrize("what", ANOTHER)

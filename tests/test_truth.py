@@ -233,7 +233,9 @@ def test_what_belongs_to_an_image(tmp_path):
     coco(tmp_path / "coco.json", {"bbox": [0, 0, 5, 4]}, names=("train/b/x.jpg", "train/a/y.jpg"))
     with pytest.raises(MaskError, match="are called x"):
         ImageFolder(tmp_path / "images", plain, boxes=tmp_path / "coco.json")
-    coco(tmp_path / "coco.json", {"bbox": [0, 0, 5, 4]}, names=("b/x.png", "a/y.png"))
+    # What belongs to no image is not looked at.
+    other = {"bbox": "broken", "image_id": 9}
+    coco(tmp_path / "coco.json", {"bbox": [0, 0, 5, 4]}, other, names=("b/x.png", "a/y.png", "a/z.png"))
     items = list(ImageFolder(tmp_path / "images", plain, boxes=tmp_path / "coco.json"))
     assert [None if mask is None else int(mask.sum()) for _, _, mask in items] == [None, None, 20]
 
@@ -320,7 +322,7 @@ def test_broken_files_of_coco(what, tmp_path):
     else:
         coco(tmp_path / "a.json", text)
     with pytest.raises(MaskError, match=words):
-        read_coco(tmp_path / "a.json", outlines="box" not in what)
+        read_coco(tmp_path / "a.json", {"thing"}, outlines="box" not in what)
 
 
 def test_masks_of_another_size(images, tmp_path):

@@ -88,7 +88,7 @@ def evaluate(
         for name in composites:
             if name not in BASELINES:
                 resolve(name)
-        measures_of(metrics, {})
+        measures_of(metrics, {"flipping": {"fill": asked.fill}} if "flipping" in metrics else {})
         asked.check_masks(metrics)
         loaded, images = asked.load(console)
         table = compare(

@@ -120,13 +120,8 @@ def compare(
     ways = named(composites)
     explained = _explained(model, ways, canonize, output, bounds)
     labels = [label for label, _, _ in explained]
-    about = {
-        "model": digest_of_model(model),
-        "ways": {label: described(ways[name]) for label, name, _ in explained},
-        "metrics": list(measured),
-        "options": described(options or {}),
-        "others": described([target, bounds, output]),
-    }
+    asked = {"metrics": list(measured), "options": options or {}, "target": target, "bounds": bounds, "output": output}
+    about = {} if storage is None else _about(model, {label: ways[name] for label, name, _ in explained}, asked)
     stored, kept = Storage(storage, about), list[Example]()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with progress_bar(make_error_console(), transient=True, disable=not progress) as bar:
@@ -140,6 +135,11 @@ def compare(
     if not stored.rows:
         raise InputError("the loader gave no images")
     return Table(sorted(stored.rows.values(), key=lambda row: row.image), labels, kept)
+
+
+def _about(model: nn.Module, ways: Mapping[str, Way], asked: Mapping[str, Any]) -> dict[str, str]:
+    """What numbers depend on beside images, in words."""
+    return {name: described(each) for name, each in {"ways": ways, **asked}.items()} | {"model": digest_of_model(model)}
 
 
 def named(given: Sequence[Composite | str | None] | Mapping[str, Way]) -> dict[str, Way]:
@@ -222,7 +222,7 @@ def _measure(
             }
             for label, each_of in found.items()
         }
-        stored.add(ImageRow(numbers[i], row, curves, batch.digest(left[i])))
+        stored.add(ImageRow(numbers[i], row, curves, batch.digest(left[i]) if stored.path else ""))
 
 
 def classes_in(model: nn.Module, batch: Batch, target: int | None) -> Tensor:

@@ -184,11 +184,11 @@ def _try_one(study: optuna.Study, space: Space, tried: _Tried) -> None:
 
 
 def _name(asked: Objective, space: Space, how: Sequence[str | int]) -> str:
-    """Of a study: its parameters and metrics, and what tells it from others of the same ones."""
-    ranges = [[each.low, each.high, each.log, each.steps] for each in space.ranges.values()]
+    """Of a study: its metrics, and what tells it from others of the same ones; functions are known by their names."""
+    ranges = {name: [each.low, each.high, each.log, each.steps] for name, each in space.ranges.items()}
     images = digest(*(each for data in asked.data for each in (data.x, data.target, data.mask)))
     about = [how, digest_of_model(asked.model), images, asked.about, space.make, ranges, space.choices]
-    return f"{', '.join((*space.names, *asked.metrics))} {hashed(described(about))}"
+    return f"{', '.join(asked.metrics)} {hashed(described(about))}"
 
 
 def _study(

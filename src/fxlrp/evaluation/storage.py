@@ -54,14 +54,14 @@ class Storage:
     """
 
     def __init__(self, path: str | Path | None, about: Mapping[str, Any]) -> None:
-        self._path, self.rows = None if path is None else Path(path), dict[int, ImageRow]()
-        if self._path is None:
+        self.path, self.rows = None if path is None else Path(path), dict[int, ImageRow]()
+        if self.path is None:
             return
         header, text = json.dumps(about), self._read()
         self._check_header(text, header)
         whole = text[: text.rfind("\n") + 1]
         if whole != text:  # A last line that was broken off is taken away.
-            write_file(self._path, lambda file: file.write(whole.encode()))
+            write_file(self.path, lambda file: file.write(whole.encode()))
         if not whole:
             self._append(header)
         self.rows = {line["image"]: ImageRow(**line) for line in map(json.loads, whole.splitlines()[1:])}
@@ -74,7 +74,7 @@ class Storage:
     def add(self, row: ImageRow) -> None:
         """Keep a row."""
         self.rows[row.image] = row
-        if self._path is not None:
+        if self.path is not None:
             self._append(json.dumps(asdict(row)))
 
     def check(self, batch: Batch) -> None:
@@ -88,28 +88,28 @@ class Storage:
         for i, number in enumerate(batch.numbers):
             if number in self.rows and self.rows[number].digest != batch.digest(i):
                 raise InputError(
-                    f"{self._path} holds numbers of another image {number}, class or mask than the loader gives: let "
+                    f"{self.path} holds numbers of another image {number}, class or mask than the loader gives: let "
                     "it give the same ones in the same order, without augmentation, or name another file"
                 )
 
     def _append(self, line: str) -> None:
-        assert self._path is not None
+        assert self.path is not None
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("a") as file:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a") as file:
                 file.write(f"{line}\n")
         except OSError as error:
-            raise InputError(f"cannot write {self._path}: {error.strerror}") from error
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from error
 
     def _read(self) -> str:
         """What is in the file; nothing if there is none."""
-        assert self._path is not None
+        assert self.path is not None
         try:
-            return self._path.read_text() if self._path.exists() else ""
+            return self.path.read_text() if self.path.exists() else ""
         except UnicodeDecodeError as error:
             raise self._is_no_evaluation() from error
         except OSError as error:
-            raise InputError(f"cannot read {self._path}: {error.strerror}") from error
+            raise InputError(f"cannot read {self.path}: {error.strerror}") from error
 
     def _check_header(self, text: str, header: str) -> None:
         """Nothing is written into a file, or taken from it, that is not of this evaluation."""
@@ -121,9 +121,9 @@ class Storage:
         except (TypeError, ValueError) as error:
             raise self._is_no_evaluation() from error
         raise InputError(
-            f"{self._path} holds another evaluation, which differs in {', '.join(differing)}: name another file, or "
+            f"{self.path} holds another evaluation, which differs in {', '.join(differing)}: name another file, or "
             "delete it"
         )
 
     def _is_no_evaluation(self) -> InputError:
-        return InputError(f"{self._path} is no file of an evaluation: name one that is not there yet")
+        return InputError(f"{self.path} is no file of an evaluation: name one that is not there yet")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
+from pathlib import Path, PurePath
 from typing import Any
 
 from ...errors import MaskError
@@ -15,13 +14,15 @@ from .shapes import Shape, box, counts_of, polygons, runs
 __all__ = ["read_coco"]
 
 
-def read_coco(path: Path, *, outlines: bool) -> dict[str, Annotation]:
+def read_coco(path: Path, names: Collection[str], *, outlines: bool) -> dict[str, Annotation]:
     """Read a file.
 
     Parameters
     ----------
     path : Path
         The file of JSON, with "images", "annotations" and, for the names of objects, "categories".
+    names : collection of str
+        Of the images that are wanted, without folders and endings: of a large file, a few may be.
     outlines : bool
         Whether objects are their segmentations, polygons or run lengths; else they are their boxes.
 
@@ -38,11 +39,13 @@ def read_coco(path: Path, *, outlines: bool) -> dict[str, Annotation]:
     try:
         found = json.loads(path.read_text())
         categories = {each["id"]: str(each["name"]).lower() for each in found.get("categories", ())}
-        objects: dict[Any, list[Object]] = defaultdict(list)
+        images = [each for each in found["images"] if PurePath(each["file_name"]).stem in names]
+        objects: dict[Any, list[Object]] = {each["id"]: [] for each in images}
         for each in found["annotations"]:
-            shape = _outline(each) if outlines else _box(each)
-            objects[each["image_id"]].append(Object(categories.get(each.get("category_id"), ""), shape))
-        return {str(each["file_name"]): _annotation(path, each, objects[each["id"]]) for each in found["images"]}
+            if each["image_id"] in objects:
+                shape = _outline(each) if outlines else _box(each)
+                objects[each["image_id"]].append(Object(categories.get(each.get("category_id"), ""), shape))
+        return {each["file_name"]: _annotation(path, each, objects[each["id"]]) for each in images}
     except OSError as error:
         raise MaskError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -38,7 +38,7 @@ def masks_of(images: Sequence[PurePath], given: Path) -> dict[PurePath, Truth]:
         If something cannot be read, or nothing belongs to an image, or it is not clear what belongs to one.
     """
     if given.is_file():
-        return _matched(images, read_coco(given, outlines=True).items(), given)
+        return _matched(images, read_coco(given, _names(images), outlines=True).items(), given)
     files = files_in(given, IMAGES, MaskError)
     return _matched(images, ((path.relative_to(given), MaskFile(path)) for path in files), given)
 
@@ -46,9 +46,14 @@ def masks_of(images: Sequence[PurePath], given: Path) -> dict[PurePath, Truth]:
 def boxes_of(images: Sequence[PurePath], given: Path) -> dict[PurePath, Truth]:
     """The same, of boxes: a folder of Pascal VOC files, or a COCO file."""
     if given.is_file():
-        return _matched(images, read_coco(given, outlines=False).items(), given)
-    files = files_in(given, {".xml"}, MaskError)
+        return _matched(images, read_coco(given, _names(images), outlines=False).items(), given)
+    names = _names(images)
+    files = [path for path in files_in(given, {".xml"}, MaskError) if path.stem in names]
     return _matched(images, ((path.relative_to(given), read_voc(path)) for path in files), given)
+
+
+def _names(images: Sequence[PurePath]) -> set[str]:
+    return {image.stem for image in images}
 
 
 def _matched(
