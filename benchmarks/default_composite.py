@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from scipy.stats import wilcoxon
 from skimage import data
 from sklearn.datasets import load_sample_image
 from torch import Tensor
@@ -29,6 +28,7 @@ from zennit.rules import AlphaBeta, Epsilon, Gamma, ZPlus
 import fxlrp
 from fxlrp.composites import Bounds
 from fxlrp.evaluation.several import BASELINES
+from fxlrp.evaluation.storage import ImageRow
 from fxlrp.zoo import load_lite
 
 PHOTOGRAPHS: dict[str, Callable[[], np.ndarray]] = {
@@ -44,6 +44,9 @@ PHOTOGRAPHS: dict[str, Callable[[], np.ndarray]] = {
     "china": lambda: load_sample_image("china.jpg"),
     "flower": lambda: load_sample_image("flower.jpg"),
 }
+
+ORDERS = ("morf", "lerf")
+MEASURES = ("MoRF", "LeRF", "LeRF - MoRF")
 
 OPTIONS = {"flipping": {"patch": 16, "steps": 16, "fill": "mean", "score": "probability"}}
 
@@ -71,22 +74,14 @@ def candidates(bounds: Bounds) -> dict[str, Composite | str]:
     return found
 
 
-def areas(table: fxlrp.evaluation.Table, way: str) -> np.ndarray:
-    """MoRF and LeRF of each image, (N, 2), relative to the first point of its curve."""
-    found = []
-    for row in table.rows:
-        curves = [row.curves[way][order] for order in ("morf", "lerf")]
-        found.append([np.trapezoid(np.array(scores) / scores[0], shares) for shares, scores in curves])
-    return np.array(found)
-
-
-def interval(values: np.ndarray) -> str:
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return "NaN"
-    drawn = values[np.random.default_rng(0).integers(len(values), size=(2000, len(values)))].mean(1)
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return f"{values.mean():.3f} [{low:.3f}, {high:.3f}]"
+def relative(row: ImageRow, number: int) -> ImageRow:
+    """The areas under an image's curves, relative to their first points."""
+    values = {}
+    for way, curves in row.curves.items():
+        pairs = [curves[order] for order in ORDERS]
+        found = [np.trapezoid(np.array(scores) / scores[0], shares) for shares, scores in pairs]
+        values[way] = dict(zip(MEASURES, (*found, found[1] - found[0]), strict=True))
+    return ImageRow(number, values)
 
 
 def images(network: int, count: int) -> Tensor:
@@ -103,29 +98,27 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=len(PHOTOGRAPHS), metavar="N", help="how many (%(default)s)")
     parser.add_argument("--kept", type=Path, metavar="FOLDER", help="where what is measured is kept")
     args = parser.parse_args()
-    found: dict[str, list[np.ndarray]] = {}
-    for number in args.networks:
-        loaded = load_lite(number)
-        ways = candidates(loaded.bounds)
-        ways = {name: way for name, way in ways.items() if name in (args.composites or ways)}
-        x = images(number, args.photographs)
-        kept = None if args.kept is None else args.kept / f"lite{number}.jsonl"
-        table = fxlrp.compare(loaded.model, x.split(4), ways, ("flipping",), options=OPTIONS, storage=kept, examples=0)
-        for name in ways:
-            found.setdefault(name, []).append(areas(table, name))
-    values = {name: np.concatenate(each) for name, each in found.items()}
-    gap = {name: each[:, 1] - each[:, 0] for name, each in values.items()}
-    order = sorted(gap, key=lambda name: -np.nan_to_num(np.nanmean(gap[name]), nan=-9))
-    print(
-        "| composite | MoRF | LeRF | LeRF - MoRF | p against the first | NaN |\n| --- | --- | --- | --- | --- | --- |"
-    )
-    for name in order:
-        apart = gap[order[0]] - gap[name]
-        apart = apart[~np.isnan(apart)]
-        p = f"{wilcoxon(apart)[1]:.1g}" if apart.any() and len(apart) > 1 else "-"
-        missing = int(np.isnan(gap[name]).sum())
-        cells = [interval(values[name][:, 0]), interval(values[name][:, 1]), interval(gap[name]), p, str(missing)]
-        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+    rows, ways = list[ImageRow](), list[str]()
+    for network in args.networks:
+        loaded = load_lite(network)
+        chosen = {
+            name: way
+            for name, way in candidates(loaded.bounds).items()
+            if name in args.composites or not args.composites
+        }
+        x = images(network, args.photographs)
+        kept = None if args.kept is None else args.kept / f"lite{network}.jsonl"
+        table = fxlrp.compare(
+            loaded.model, x.split(4), chosen, ("flipping",), options=OPTIONS, storage=kept, examples=0
+        )
+        rows += [relative(row, len(rows) + i) for i, row in enumerate(table.rows)]
+        ways = list(table.ways)
+    table = fxlrp.evaluation.Table(rows, ways)
+    first, *_ = ranked = table.ranked(MEASURES[-1])
+    print(f"| composite | {' | '.join(MEASURES)} | p against the first |\n|{' --- |' * 5}")
+    for way in ranked:
+        p = "-" if way == first else f"{table.difference(MEASURES[-1], first, way).p:.1g}"
+        print(f"| {way} | {' | '.join(str(table.summary(name, way)) for name in MEASURES)} | {p} |")
 
 
 if __name__ == "__main__":

@@ -759,6 +759,15 @@ def test_the_quick_stabilizer_is_zennits():
         assert torch.equal(quickened(mapper)(torch.ones(()), [z]), mapper(torch.ones(()), [z]))
 
 
+def test_a_convolution_has_a_shape_where_there_are_no_values():
+    """Of a device that autocast knows nothing of."""
+    x, weight = torch.empty(2, 3, 8, 8, device="meta"), torch.empty(4, 3, 3, 3, device="meta")
+    geometry = Geometry([1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+    value = convolve(x, weight, geometry)
+    assert value.shape == (2, 4, 6, 6)
+    assert transpose(value, weight, tuple(x.shape), geometry).shape == x.shape
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_a_convolution_its_transpose_and_their_derivatives(kernel, transposed):

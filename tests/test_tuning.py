@@ -42,7 +42,7 @@ def data():
 
 
 def objective(model, data, metric="inside_total_ratio"):
-    return Objective(model, data, [metric], {}, batch_size=4, output=None, bounds=(-3.0, 3.0))
+    return Objective(model, data, [metric], {}, batch_size=4, bounds=(-3.0, 3.0))
 
 
 @pytest.mark.parametrize("loss_of", tuning.SMOOTH.values(), ids=list(tuning.SMOOTH))
@@ -109,6 +109,21 @@ def test_drawn_together_neighbours_have_one_value(model, data):
         values[alike] = set(study.trials[-1].values.values())
     assert len(values[0.0]) == 3
     assert len(values[10.0]) < 3
+
+
+def test_an_image_without_a_number_leaves_the_derivative_of_the_others():
+    """One has no mask, one no positive relevance: their share is NaN, and must not become the gradient."""
+    relevance = torch.randn(3, 1, 4, 4, dtype=torch.float64)
+    relevance[1] = 0
+    masks = torch.zeros(3, 4, 4)
+    masks[:2, 1:3] = 1
+    alone = relevance[:1].clone().requires_grad_()
+    relevance.requires_grad_()
+    for each, mask in ((relevance, masks), (alone, masks[:1])):
+        tuning.smooth_localization(nn.Identity(), Data(each, torch.tensor([0]), mask), each).backward()
+    assert torch.equal(relevance.grad[:1], alone.grad)
+    assert alone.grad.abs().sum() > 0
+    assert not relevance.grad[1:].any()
 
 
 def test_nearly_alike_neighbours_are_joined():

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from zennit.core import Composite
 
-from ..capture import Output
 from ..composites import Bounds
 from ..composites.naming import BOX
 from ..errors import InputError
@@ -44,7 +43,6 @@ def compare(
     batch_size: int = 16,
     examples: int = 4,
     bounds: Bounds = BOX,
-    output: Output = None,
     progress: bool = True,
 ) -> Table:
     """Measure how good the heatmaps of several composites are, image by image.
@@ -54,7 +52,7 @@ def compare(
     Parameters
     ----------
     model : nn.Module
-        A classifier in evaluation mode.
+        A classifier in evaluation mode: it returns its outputs (B, C), or what holds them as ``logits`` or ``output``.
     loader : iterable or Dataset
         Gives batches: images (B, C, H, W), or (images, classes), or (images, classes, masks), classes (B,) of ints or
         None, masks (B, H, W) or (B, 1, H, W). A data set gives the same of one image, and is put into batches here; it
@@ -83,8 +81,6 @@ def compare(
         How many of the first images, with their heatmaps, are kept for `Table.save`.
     bounds : tuple
         The input's lowest and highest value, for composites that need them and are given by their names.
-    output : str, int, callable or None
-        As of `fxlrp.convert`.
     progress : bool
         Whether a bar shows how far it is.
 
@@ -118,9 +114,9 @@ def compare(
     check_count("batch_size", batch_size)
     measured = measures_of(metrics, options or {})
     ways = named(composites)
-    explained = _explained(model, ways, canonize, output, bounds)
+    explained = _explained(model, ways, canonize, bounds)
     labels = [label for label, _, _ in explained]
-    asked = {"metrics": list(measured), "options": options or {}, "target": target, "bounds": bounds, "output": output}
+    asked = {"metrics": list(measured), "options": options or {}, "target": target, "bounds": bounds}
     about = {} if storage is None else _about(model, {label: ways[name] for label, name, _ in explained}, asked)
     stored, kept = Storage(storage, about), list[Example]()
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
@@ -164,7 +160,7 @@ def named(given: Sequence[Composite | str | None] | Mapping[str, Way]) -> dict[s
 
 
 def _explained(
-    model: nn.Module, ways: Mapping[str, Way], canonize: Sequence[bool], output: Output, bounds: Bounds
+    model: nn.Module, ways: Mapping[str, Way], canonize: Sequence[bool], bounds: Bounds
 ) -> list[tuple[str, str, Several]]:
     """Labels, names, and what explains."""
     kinds = tuple(canonize) if isinstance(canonize, Sequence) else (canonize,)
@@ -173,7 +169,7 @@ def _explained(
     found = []
     for kind in dict.fromkeys(kinds):
         of_kind = {name: way for name, way in ways.items() if kind or is_composite(way)}
-        several = Several(model, of_kind, canonized=kind, output=output, bounds=bounds)
+        several = Several(model, of_kind, canonized=kind, bounds=bounds)
         found += [(name if kind else f"{name}, not canonized", name, several) for name in of_kind]
     return found
 

@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .. import metrics
-from ..errors import InputError, MaskError, MissingExtraError
+from ..errors import InputError, MaskError
 from ..given import check_options
+from ..metrics.inpainting import opencv
 from ..wording import did_you_mean
 from .several import Explainer
 
@@ -148,7 +149,7 @@ def measures_of(
             hint = did_you_mean(metric, MEASURES)
             raise InputError(f"there is no metric {metric!r}{hint} There are: {', '.join(MEASURES)}")
         if metric == "flipping" and own.get("fill", "inpaint") == "inpaint":
-            _check_inpainting()
+            opencv()
     return found
 
 
@@ -165,10 +166,3 @@ def _ones_own(name: str, metric: Metric, options: Mapping[str, Any]) -> Callable
         return Found({name: values}, {})
 
     return found
-
-
-def _check_inpainting() -> None:
-    try:
-        import cv2  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("inpainting", "opencv-python-headless", "evaluate") from error

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 from zennit.core import Composite
 
-from ..capture import Output
 from ..composites import Bounds
 from ..errors import InputError
 from ..metrics import ABOUT
@@ -78,8 +77,6 @@ class Objective:
         Keyword arguments of metrics, by name.
     batch_size : int
         Of a data set.
-    output : str, int, callable or None
-        As of `fxlrp.compare`.
     bounds : tuple
         As of `fxlrp.compare`.
     """
@@ -92,10 +89,9 @@ class Objective:
         options: Mapping[str, Mapping[str, Any]],
         *,
         batch_size: int,
-        output: Output,
         bounds: Bounds,
     ) -> None:
-        self.metrics, self.model, self._output, self._bounds = list(metrics), model, output, bounds
+        self.metrics, self.model, self._bounds = list(metrics), model, bounds
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self.data = [
             Data(batch.x, classes_in(model, batch, None), batch.mask) for batch in batches(loader, device, batch_size)
@@ -105,7 +101,7 @@ class Objective:
         for metric in self.metrics:
             if ABOUT[metric].needs == "mask" and any(data.mask is None for data in self.data):
                 raise no_masks(metric)
-        self.about = described([options, output])
+        self.about = described(options)
         self._measured = []
         for metric in self.metrics:
             name, own = _measure_of(metric, options.get(metric, options.get(metric.partition("_")[0], {})))
@@ -114,7 +110,7 @@ class Objective:
     def explainer(self, composite: Composite, *, canonized: bool) -> Several:
         """What explains by a composite, and can be asked again when its rules hold other numbers."""
         ways = {_WAY: composite}
-        return Several(self.model, ways, canonized=canonized, output=self._output, bounds=self._bounds)
+        return Several(self.model, ways, canonized=canonized, bounds=self._bounds)
 
     def scores(self, explainer: Several) -> list[float]:
         """The mean of each metric over the images of which there is one; NaN if there is none."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..capture import Output
 from ..composites import Bounds
 from ..composites.naming import BOX
 from ..errors import MissingExtraError
@@ -52,7 +51,6 @@ def search(
     rate: float = 0.2,
     batch_size: int = 16,
     bounds: Bounds = BOX,
-    output: Output = None,
     progress: bool = True,
 ) -> Study:
     """Search for the rules whose heatmaps are best by a metric.
@@ -92,8 +90,6 @@ def search(
         Of a data set.
     bounds : tuple
         The input's lowest and highest value, for a space that is given by its name.
-    output : str, int, callable or None
-        As of `fxlrp.convert`.
     progress : bool
         Whether a bar shows how far it is.
 
@@ -125,7 +121,7 @@ def search(
     space = space_of(space, bounds)
     metrics = [metric] if isinstance(metric, str) else list(metric)
     directions = directions_of(metrics)
-    asked = Objective(model, loader, metrics, options or {}, batch_size=batch_size, output=output, bounds=bounds)
+    asked = Objective(model, loader, metrics, options or {}, batch_size=batch_size, bounds=bounds)
     with progress_bar(make_error_console(), transient=True, disable=not progress) as bar:
         if sampler == "gradient":
             return _by_gradient(asked, space, trials or STEPS, alike, rate, bar)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from zennit.core import Composite
 
 from .. import composites
-from ..capture import Output
 from ..compiler import Programs
 from ..composites import Bounds
 from ..errors import CompositeError
@@ -96,8 +95,6 @@ class Several:
         As of `fxlrp.evaluation.compare`, by the names under which they are found again.
     canonized : bool
         Whether composites get the canonical graph; else they are zennit's own, on the model as it is.
-    output : str, int, callable or None
-        As of `fxlrp.convert`.
     bounds : tuple
         Of the input, for composites that need them and are given by their names.
     """
@@ -108,7 +105,6 @@ class Several:
         ways: Mapping[str, Composite | str | Explainer | None],
         *,
         canonized: bool = True,
-        output: Output = None,
         bounds: Bounds,
     ) -> None:
         check_model(model, exported=False)
@@ -126,7 +122,7 @@ class Several:
                     f"{name!r} is a {type(way).__name__}: give a composite, its name, None for the default, or a "
                     "function (x, target) -> relevance"
                 )
-        self._names, self._output = list(ways), output
+        self._names = list(ways)
         self._model = snapshot(model) if canonized else model
         if not canonized:
             self._others |= {name: without_canonization(model, each) for name, each in self._found.items()}
@@ -183,7 +179,7 @@ class Several:
 
     def _recipe(self, names: list[str]) -> Recipe:
         methods = [Method(self._found[name]) for name in names]
-        return Recipe(self._model, methods, trainable=False, output=self._output, final_activation="skip")
+        return Recipe(self._model, methods, trainable=False, final_activation="skip")
 
 
 def _of_image(relevances: tuple[Tensor | None, ...]) -> Tensor:

@@ -186,7 +186,7 @@ def each_layer(
 
 
 class _Counting(ByLayer):
-    """Gives no rule, and notices how many linear layers there are."""
+    """Gives all linear layers one rule, and notices how many there are."""
 
     def __init__(self) -> None:
         super().__init__([])

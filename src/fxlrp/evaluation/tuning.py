@@ -152,18 +152,23 @@ def _write(knobs: Mapping[str, Tensor], logs: Mapping[str, Tensor]) -> None:
 
 def _apart(logs: Mapping[str, Tensor]) -> list[Tensor]:
     """How far neighbours are apart: parameters of one name that end in the numbers of layers, gamma_0, gamma_1."""
-    stem = lambda name: name.rpartition("_")[0]
-    names = list(logs)
-    return [logs[b] - logs[a] for a, b in pairwise(names) if stem(a) and stem(a) == stem(b)]
+    return [logs[b] - logs[a] for a, b in pairwise(logs) if _are_neighbours(a, b)]
+
+
+def _are_neighbours(one: str, next_one: str) -> bool:
+    stem = one.rpartition("_")[0]
+    return stem != "" and stem == next_one.rpartition("_")[0]
 
 
 def joined(values: Mapping[str, float], within: float = 0.05) -> dict[str, float]:
     """Neighbours that are nearly alike, by their geometric mean: few distinct values."""
-    stem = lambda name: name.rpartition("_")[0]
     groups: list[list[str]] = []
     for name in values:
-        near = groups and stem(name) and stem(name) == stem(groups[-1][-1])
-        if near and abs(math.log(values[name] / values[groups[-1][-1]])) < within:
+        if (
+            groups
+            and _are_neighbours(groups[-1][-1], name)
+            and abs(math.log(values[name] / values[groups[-1][-1]])) < within
+        ):
             groups[-1].append(name)
         else:
             groups.append([name])

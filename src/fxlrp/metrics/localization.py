@@ -129,5 +129,6 @@ def relevance_rank_accuracy(relevance: Tensor, mask: Tensor, *, pool: Pool = "po
 def _share_inside(heat: Tensor, inside: Tensor) -> Tensor:
     """The sum inside over that of the whole; NaN where there is nothing to divide by, or no inside."""
     total = heat.flatten(1).sum(1)
-    share = heat.masked_fill(~inside, 0).flatten(1).sum(1) / total
+    # By zero, the derivative would be NaN, and with it that of all images together.
+    share = heat.masked_fill(~inside, 0).flatten(1).sum(1) / total.masked_fill(total == 0, 1)
     return share.masked_fill((total == 0) | ~inside.flatten(1).any(1), torch.nan)

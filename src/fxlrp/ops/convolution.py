@@ -49,8 +49,9 @@ def transpose(gradient: Tensor, weight: Tensor, shape: Sequence[int], geometry: 
 
 def in_autocast(value: Tensor) -> Tensor:
     """As `torch.autocast` casts what a convolution reads: the ops below are not on its list on every device."""
-    kind = value.device.type
-    if not torch.is_autocast_enabled(kind) or value.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+    kind, narrow = value.device.type, (torch.float32, torch.float16, torch.bfloat16)
+    is_on = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    if not is_on or value.dtype not in narrow:
         return value
     return value.to(torch.get_autocast_dtype(kind))
 
