@@ -1,6 +1,7 @@
 """Numbers tuned by gradient: a derivative that is not one, tuning that changes nothing, or more than it may."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fxlrp
+from fxlrp import metrics
 from fxlrp.errors import InputError, MaskError
 from fxlrp.evaluation import Range, Space, each_layer, tuning
 from fxlrp.evaluation.objective import Data, Objective
@@ -111,8 +113,11 @@ def test_drawn_together_neighbours_have_one_value(model, data):
     assert len(values[10.0]) < 3
 
 
-def test_an_image_without_a_number_leaves_the_derivative_of_the_others():
-    """One has no mask, one no positive relevance: their share is NaN, and must not become the gradient."""
+@pytest.mark.parametrize(
+    "share", [metrics.inside_total_ratio, functools.partial(metrics.relevance_mass_accuracy, pool="sum")]
+)
+def test_an_image_without_a_number_leaves_the_derivative_of_the_others(share):
+    """One has no mask, one no relevance: their share is NaN, and must not become the gradient."""
     relevance = torch.randn(3, 1, 4, 4, dtype=torch.float64)
     relevance[1] = 0
     masks = torch.zeros(3, 4, 4)
@@ -120,7 +125,7 @@ def test_an_image_without_a_number_leaves_the_derivative_of_the_others():
     alone = relevance[:1].clone().requires_grad_()
     relevance.requires_grad_()
     for each, mask in ((relevance, masks), (alone, masks[:1])):
-        tuning.smooth_localization(nn.Identity(), Data(each, torch.tensor([0]), mask), each).backward()
+        share(each, mask).nanmean().backward()
     assert torch.equal(relevance.grad[:1], alone.grad)
     assert alone.grad.abs().sum() > 0
     assert not relevance.grad[1:].any()
