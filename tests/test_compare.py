@@ -512,6 +512,7 @@ def test_the_picture_shows_heatmaps_and_curves(every, tmp_path):
 
 FAULTS = {
     "no images": (InputError, "no images", lambda images: {"loader": []}),
+    "no image": (InputError, "no images", lambda images: {"loader": [images.x[:0]]}),
     "images": (InputError, r"a tensor \(2, 9, 8\)", lambda images: {"loader": [images.x[0]]}),
     "something else": (InputError, "not a str", lambda images: {"loader": ["x"]}),
     "sizes": (

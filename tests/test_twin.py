@@ -114,6 +114,32 @@ def test_many_seeds_in_training_mode_update_the_statistics_once(x):
         torch.testing.assert_close(ours, theirs)
 
 
+class Turn(nn.Module):
+    def forward(self, x):
+        return x.transpose(2, 3).clone()
+
+
+EMPTY = {
+    "pointwise": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)),
+    "turned": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Turn(), nn.BatchNorm2d(4), nn.ReLU()),
+    "residual": Net,
+}
+
+
+@pytest.mark.parametrize("first", [0, 2])
+@pytest.mark.parametrize("composite", ["epsilon_plus_flat", "epsilon_alpha2_beta1", "epsilon_gamma_box"])
+@pytest.mark.parametrize("network", EMPTY)
+def test_an_empty_batch_has_empty_heatmaps(network, composite, first):
+    """As gradients have; whether it is the first that the twin sees or not."""
+    model = nn.Sequential(EMPTY[network](), nn.Flatten(), nn.LazyLinear(5)).double()
+    x = torch.randn(2, *SHAPE[1:], dtype=torch.float64)
+    model(x)
+    twin = fxlrp.convert(trained(model).eval(), composite)
+    for count in (first, 2 - first, 1):
+        assert twin(x[:count], 0).relevance.shape == (count, *SHAPE[1:])
+    assert relative(twin(x[:1], 0).relevance, twin(x, 0).relevance[:1]) < 1e-12
+
+
 def test_relevance_is_linear_in_the_seed(model, x):
     twin = fxlrp.convert(model, "epsilon_alpha2_beta1_flat")
     a, b = torch.randn(2, 4, 5).double()

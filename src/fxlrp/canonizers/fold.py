@@ -201,6 +201,8 @@ def _numbers_behind(node: fx.Node, numbers: Tensor, sample: Sample) -> Tensor | 
 def _of_each_channel(numbers: Tensor) -> Tensor | None:
     """The one number of each channel; None if one has several, or none, or two channels have the same."""
     rows = numbers.movedim(1, -1).flatten(0, -2)
+    if not len(rows):  # Of an empty batch.
+        return None
     first = rows[0]
     alone = len(first.unique()) == len(first) and bool((first != NONE).all())
     return first if alone and bool((rows == first).all()) else None

@@ -71,7 +71,8 @@ def batches(loader: Iterable[Any] | Dataset[Any], device: torch.device, batch_si
                 raise MaskError(f"masks of images {tuple(x.shape)} are (B, H, W) or (B, 1, H, W), not {what}")
             mask = mask.reshape(len(x), 1, *x.shape[2:])
         to = lambda value: None if value is None else value.to(device)
-        yield Batch(list(range(start, start + len(x))), x.to(device), to(target), to(mask))
+        if len(x):
+            yield Batch(list(range(start, start + len(x))), x.to(device), to(target), to(mask))
         start += len(x)
 
 

@@ -184,4 +184,4 @@ def _columns(x: Tensor) -> Tensor:
 
 def _images(columns: Tensor, like: Tensor) -> Tensor:
     """The inverse of `_columns`, for samples and a spatial size like those of `like`."""
-    return columns.view(-1, like.shape[0], *like.shape[2:]).transpose(0, 1).contiguous()
+    return columns.view(columns.shape[0], like.shape[0], *like.shape[2:]).transpose(0, 1).contiguous()
