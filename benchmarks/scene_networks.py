@@ -1,14 +1,14 @@
 """Small networks for scenes.py, of the families that are explained in the literature on LRP, trained in minutes.
 
-    python benchmarks/scene_networks.py [NETWORK ...] [--kind shapes] [--count N] [--epochs N] [--save FOLDER]
+    python benchmarks/scene_networks.py [NETWORK ...] [--kind shapes] [--count N] [--epochs N] [--kept FOLDER]
 
 Prints how many of the test scenes each network gets right. Networks: vgg (VGG-16 with batch norms), vgg_plain
 (without), resnet (ResNet-18), densenet, efficientnet, relation (a Relation Network, on scenes of the kind questions).
 
-    from scene_networks import NETWORKS, accuracy, train
+    from scene_networks import Training, accuracy, trained
     from scenes import Shapes
 
-    model = train(NETWORKS["resnet"](6), Shapes("train", 3000))
+    model = trained("resnet", Training(kept=Path("networks")))
     print(accuracy(model, Shapes("test", 600)))
 """
 
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -176,6 +177,55 @@ def train(
     return model.eval()
 
 
+@dataclass(frozen=True)
+class Training:
+    """How a network is trained.
+
+    Attributes
+    ----------
+    kind : str
+        Of scenes.
+    count : int or None
+        How many scenes; None: 3000, and of relation 20000, a gigabyte.
+    epochs, size, seed : int
+        How often each is seen; their pixels; of weights, scenes and order.
+    kept : Path or None
+        The folder in which weights are kept, and looked for before training.
+    """
+
+    kind: str = "shapes"
+    count: int | None = None
+    epochs: int = 10
+    size: int = 64
+    seed: int = 0
+    kept: Path | None = None
+
+    def of(self, name: str) -> Training:
+        """The same for a network: a Relation Network is asked questions."""
+        return self if name != "relation" else replace(self, kind="questions", count=self.count or 20000)
+
+    def scenes(self, split: str, count: int) -> Scenes:
+        return KINDS[self.kind](split, count, size=self.size, seed=self.seed)
+
+
+def trained(name: str, how: Training) -> nn.Module:
+    """A network of `NETWORKS`, trained on scenes; if it is kept, as it is there."""
+    how = how.of(name)
+    scenes = how.scenes("train", how.count or 3000)
+    torch.manual_seed(how.seed)
+    model = NETWORKS[name](len(scenes.classes))
+    if how.kept is None:
+        return train(model, scenes, epochs=how.epochs, seed=how.seed)
+    path = how.kept / f"{name}_{how.kind}_{len(scenes)}_{how.epochs}_{how.size}_{how.seed}.pt"
+    if path.exists():
+        model.load_state_dict(torch.load(path, weights_only=True))
+        return model.eval()
+    train(model, scenes, epochs=how.epochs, seed=how.seed)
+    how.kept.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), path)
+    return model
+
+
 @torch.no_grad()
 def accuracy(model: nn.Module, scenes: Scenes, batch: int = 100) -> float:
     """The share of scenes that a network gets right."""
@@ -195,25 +245,21 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", type=Path, metavar="FOLDER", help="where to keep the weights")
+    parser.add_argument("--kept", type=Path, metavar="FOLDER", help="where weights are kept, and looked for first")
     args = parser.parse_args()
     if unknown := set(args.networks) - set(NETWORKS):
         parser.error(f"there are no networks {', '.join(sorted(unknown))}; there are {', '.join(NETWORKS)}")
+    how = Training(args.kind, args.count, args.epochs, args.size, args.seed, args.kept)
     print("| network | scenes | parameters | trained, s | right of the test scenes |\n| --- | --- | --- | --- | --- |")
     for name in track(args.networks, "Training", transient=True):
-        kind = "questions" if name == "relation" else args.kind
-        of = partial(KINDS[kind], size=args.size, seed=args.seed)
-        count = args.count or (20000 if name == "relation" else 3000)
-        scenes, held = of("train", count), of("test", min(count, 600))
-        torch.manual_seed(args.seed)
-        model = NETWORKS[name](len(scenes.classes))
+        held = how.of(name).scenes("test", min(args.count or 600, 600))
         start = time.perf_counter()
-        train(model, scenes, epochs=args.epochs, seed=args.seed)
+        model = trained(name, how)
         taken, numbers = time.perf_counter() - start, sum(p.numel() for p in model.parameters())
-        print(f"| {name} | {kind} | {numbers / 1e3:.0f} k | {taken:.0f} | {accuracy(model, held):.1%} |", flush=True)
-        if args.save is not None:
-            args.save.mkdir(parents=True, exist_ok=True)
-            torch.save(model.state_dict(), args.save / f"{name}_{kind}.pt")
+        print(
+            f"| {name} | {how.of(name).kind} | {numbers / 1e3:.0f} k | {taken:.0f} | {accuracy(model, held):.1%} |",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from marks import put
+
 from performance.classes import CLASSES, several
 from performance.compiled import COMPILED
 from performance.conversion import CONVERSION, converted
@@ -95,18 +97,11 @@ def stored() -> dict[str, dict]:
 def write(found: dict[str, dict]) -> None:
     """Keep figures, and put their tables in between the marks of the pages."""
     FIGURES.write_text(json.dumps(found, indent=1) + "\n")
-    for page in PAGES:
-        text = page.read_text()
-        for name, kept in found.items():
-            for mark in (f"<!-- {name} -->", f"<!-- {name}: resnet50 -->"):
-                if mark not in text:
-                    continue
-                before, _, rest = text.partition(mark + "\n")
-                _, _, after = rest.partition(f"<!-- end of {name} -->")
-                rows = [row for row in kept["rows"] if ":" not in mark or row["network"] == "resnet50"]
-                body = f"{SECTIONS[name].text}\n\n{table(rows)}\n\n{kept['about']}\n\n"
-                text = f"{before}{mark}\n{body}<!-- end of {name} -->{after}"
-        page.write_text(text)
+    for name, kept in found.items():
+        body = lambda rows, name=name, kept=kept: f"{SECTIONS[name].text}\n\n{table(rows)}\n\n{kept['about']}"
+        for page in PAGES:
+            put(page, name, name, body(kept["rows"]))
+            put(page, f"{name}: resnet50", name, body([row for row in kept["rows"] if row["network"] == "resnet50"]))
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ PARTS = {
     "rehearse": "fxlrp.capture.rehearsed",
     "export": "fxlrp.capture.exported",
     "functional": "fxlrp.capture.as_functional",
-    "canonize": "fxlrp.recipe.canonize_graph",
+    "canonize": "fxlrp.recipe.canonical_of",
     "emit": "fxlrp.recipe.emit",
     "rewrite": "fxlrp.recipe.optimize",
 }

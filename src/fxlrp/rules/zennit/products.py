@@ -74,29 +74,41 @@ def _sided(values: Tensor) -> Sided:
     return Sided(positive, negative)
 
 
-def _ones_off(matrix: Tensor) -> float | None:
-    """Which multiple of ones taken off leaves a matrix of rank one; None if none does."""
+def _without_ones(matrix: Tensor) -> tuple[float, tuple[Sided, Sided]] | None:
+    """Which multiple of ones taken off leaves a matrix of rank one, and the pair that this is; None if none does.
+
+    ``[[a, b], [c, d]] - (a d - b c) / (a + d - b - c)`` is ``(a - b, c - d)`` times ``(a - c, b - d) / (a + d - b -
+    c)``: found so, it has no rounding of a difference of nearly equal numbers.
+    """
     if len(matrix) == 1:
-        return 0.0
+        return 0.0, (ALL, _sided(matrix[0]))
     (a, b), (c, d) = matrix.tolist()
-    mixed = a + d - b - c
-    return (a * d - b * c) / mixed if abs(mixed) > 1e-9 * matrix.abs().max() else None
+    input, weight = (a - b, c - d), (a - c, b - d)
+    mixed = input[0] - input[1]
+    if abs(mixed) <= 1e-9 * matrix.abs().max():
+        return None
+    size = max(input, key=abs)
+    pair = Sided(input[0] / size, input[1] / size), _times(Sided(*weight), size / mixed)
+    return a - input[0] * weight[0] / mixed, pair
 
 
 def _combined(matrix: Tensor, basis: Sequence[Tensor]) -> list[float] | None:
     """The factors of a sum of matrices that gives this one; None if there is none."""
     columns = torch.stack([each.flatten() for each in basis], 1)
-    factors = torch.linalg.lstsq(columns, matrix.flatten()[:, None], driver="gelsd").solution[:, 0]
+    # Of one size, so that a small one is not lost in rounding.
+    sizes = columns.abs().amax(0)
+    factors = torch.linalg.lstsq(columns / sizes, matrix.flatten()[:, None], driver="gelsd").solution[:, 0] / sizes
     off = (columns @ factors - matrix.flatten()).abs().max()
     if off > 1e-12 * matrix.abs().max():
         return None
-    return [_unrounded(float(factor)) for factor in factors]
+    rounding = 1e-15 * float(matrix.abs().max())
+    return [_unrounded(factor, rounding / size) for factor, size in zip(factors.tolist(), sizes.tolist(), strict=True)]
 
 
-def _unrounded(factor: float) -> float:
+def _unrounded(factor: float, rounding: float = 0.0) -> float:
     """A factor as it was before it was rounded: most are small multiples of a power of two."""
     near = round(factor * 64) / 64
-    return near if abs(near - factor) < 1e-13 * max(1.0, abs(factor)) else factor
+    return near if abs(near - factor) < max(1e-13 * max(1.0, abs(factor)), rounding) else factor
 
 
 def _values(
@@ -115,10 +127,9 @@ def _values(
         known = [ones, *found]
         factors = _combined(matrix, known) if subtract else _multiple_of_one(matrix, known)
         if factors is None:
-            forward, rest = 0.0, matrix
-            if subtract and _factored(matrix) is None and (off := _ones_off(matrix)) is not None:
-                forward, rest = off, matrix - off
-            new = _of_rank_one(rest)
+            forward, new = 0.0, _of_rank_one(matrix)
+            if subtract and len(new) > 1 and (off := _without_ones(matrix)) is not None:
+                forward, new = off[0], [off[1]]
             left = _plus(bias, Sided(-forward, -forward))
             products += [Product(*new[0], left), *(Product(*each, NONE) for each in new[1:])]
             factors = [forward, *[0.0] * len(found), *[1.0] * len(new)]
@@ -192,16 +203,15 @@ def _transposed(
 def _joint(matrices: dict[int, Tensor]) -> Sequence[_Part]:
     """All of them by the same two products, each of a sum of gradients; nothing if there is no such pair."""
     for first in matrices.values():
-        off = _ones_off(first)
+        off = _without_ones(first)
         if off is None:
             continue
-        other = first - off
-        pair = [torch.ones_like(other), other]
+        forms = [(ALL, ALL), off[1]]
+        pair = [_outer(*form, len(first) == 1) for form in forms]
         factors = {i: _combined(matrix, pair) for i, matrix in matrices.items()}
         known = {i: each for i, each in factors.items() if each is not None}
-        if bool(other.any()) and len(known) == len(factors):
+        if len(known) == len(factors):
             parts = [[(i, each[k]) for i, each in known.items() if each[k]] for k in range(2)]
-            forms = [(ALL, ALL), *_of_rank_one(other)]
             return [_part(*form, part) for form, part in zip(forms, parts, strict=True) if part]
     return []
 

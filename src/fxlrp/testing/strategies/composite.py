@@ -37,12 +37,13 @@ def rules(*, conserving: bool | None = None) -> st.SearchStrategy[BasicHook]:
     e = st.sampled_from((1e-6, 1e-3)) | st.builds(Stabilizer, st.just(0.05), clip=st.just(True))
     zero = st.sampled_from((None, "bias"))
     if not conserving:
-        pairs = ((2.0, 1.0), (1.0, 0.0), (1.5, 0.5))
-        return st.one_of(*(st.builds(zr.AlphaBeta, st.just(a), st.just(b), e, zero_params=zero) for a, b in pairs))
+        # Of a power of two: zennit wants alpha - beta to be 1 to the last digit.
+        betas = st.integers(0, 192).map(lambda n: n / 64)
+        return betas.flatmap(lambda b: st.builds(zr.AlphaBeta, st.just(1 + b), st.just(b), e, zero_params=zero))
     return st.one_of(
         st.builds(zr.Epsilon, e, zero_params=zero),
         st.builds(zr.ZPlus, e, zero_params=zero),
-        st.builds(zr.Gamma, st.sampled_from((0.25, 0.05, 1.0)), e, zero_params=zero),
+        st.builds(zr.Gamma, st.floats(1e-4, 10.0), e, zero_params=zero),
         st.builds(zr.Flat, e),
         st.builds(zr.WSquare, e, zero_params=zero),
         st.builds(zr.ZBox, st.just(-3.0), st.just(3.0), e, zero_params=zero),
