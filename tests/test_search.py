@@ -9,6 +9,7 @@ import itertools
 import math
 import sys
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -316,12 +317,28 @@ def test_a_picture_takes_a_range(tmp_path):
         study.save(tmp_path / "study.png")
 
 
+@pytest.mark.parametrize("sampler", ["grid", "tpe", "random", "gradient"])
+@pytest.mark.parametrize(
+    ("asked", "count"), [({"timeout": 45.0}, 5), ({"timeout": 1e-9}, 1), ({"timeout": 45.0, "trials": 2}, 2)]
+)
+def test_a_search_ends_with_the_time(sampler, asked, count, model, data, monkeypatch):
+    """As many trials as begin before its end, each of 10 seconds, but one at least; and no more than are asked for."""
+    space = Space(gamma_epsilon, gamma=Range(0.01, 1.0, steps=3), epsilon=Range(0.01, 0.5, steps=2))
+    clock = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(search_module(), "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    study = find(model, data, space, sampler=sampler, **asked)
+    # By gradient, some steps alone are measured: the first, the last, the best.
+    assert 1 + max(trial.number for trial in study.trials) == count
+    assert sampler == "gradient" or len(study.trials) == count
+
+
 FAULTS = {
     "sampler": ("sampler is 'grid' or .*did you mean 'grid'", {"sampler": "grit"}),
     "metric": ("no metric 'sparsenes' to search by; did you mean 'sparseness'", {"metric": "sparsenes"}),
     "one of the model": ("not measured image by image", {"metric": "parameter_randomization"}),
     "space": ("one of tutorial, .*did you mean 'tutorial'", {"space": "tutoria"}),
     "trials": ("trials is a whole number", {"trials": 0}),
+    "timeout": ("timeout is a number of seconds above 0", {"timeout": 0.0}),
     "no images": ("no images", {"data": []}),
 }
 

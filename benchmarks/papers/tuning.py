@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -34,49 +33,38 @@ SHOWN = {
 OPTIONS = {"flipping": {"patch": 8, "fill": "mean", "score": "probability"}}
 
 
-def samplers(
-    model: nn.Module, loader: Loader, metric: str, seed: int
-) -> dict[str, tuple[Callable[[int], Study], Callable[[float], int]]]:
-    """Each way of searching, by its number of trials; and how many there are of what fits into the time."""
-    layers = each_layer(model, loader[0][0])
-
-    def run(space: Space, sampler: str, trials: int | None) -> Study:
-        return fxlrp.search(
-            model, loader, space, metric, sampler=sampler, trials=trials, options=OPTIONS, seed=seed, bounds=BOUNDS
-        )
-
-    def grid(trials: int) -> Study:
-        space, side = SPACES["tutorial"](BOUNDS), max(math.isqrt(trials), 2)
-        ranges = {name: Range(each.low, each.high, steps=side) for name, each in space.ranges.items()}
-        return run(Space(space.make, **ranges), "grid", None)
-
-    of_tutorial = SPACES["tutorial"](BOUNDS)
-    return {
-        "grid, tutorial": (grid, lambda n: max(math.isqrt(int(n)), 2) ** 2),
-        "tpe, tutorial": (lambda n: run(of_tutorial, "tpe", n), int),
-        "tpe, each layer": (lambda n: run(layers, "tpe", n), int),
-        "gradient, each layer": (lambda n: run(layers, "gradient", n), int),
-    }
-
-
 class Ended(NamedTuple):
-    """A search, its trials, and the seconds of the processor that it took."""
+    """A search, its trials (of the gradient, steps), and the seconds that it took."""
 
     study: Study
     trials: int
     seconds: float
 
 
-def timed(run: Callable[[int], Study], trials: int) -> Ended:
-    start = time.process_time()
-    return Ended(run(trials), trials, time.process_time() - start)
-
-
-def within(run: Callable[[int], Study], whole: Callable[[float], int], seconds: float) -> Ended:
-    """A search that takes so long."""
-    few, many = timed(run, whole(4)), timed(run, whole(9))
-    each = max((many.seconds - few.seconds) / (many.trials - few.trials), 1e-3)
-    return timed(run, max(whole((seconds - few.seconds) / each + few.trials), few.trials))
+def searches(model: nn.Module, loader: Loader, metric: str, settings: Settings) -> Iterator[tuple[str, Ended]]:
+    """Each way of searching, for the same time."""
+    layers, two = each_layer(model, loader[0][0]), SPACES["tutorial"](BOUNDS)
+    ranges = {name: Range(each.low, each.high, steps=settings.trials) for name, each in two.ranges.items()}
+    ways = {
+        "grid, tutorial": (Space(two.make, **ranges), "grid"),
+        "tpe, tutorial": (two, "tpe"),
+        "tpe, each layer": (layers, "tpe"),
+        "gradient, each layer": (layers, "gradient"),
+    }
+    for name, (space, sampler) in ways.items():
+        start = time.monotonic()
+        study = fxlrp.search(
+            model,
+            loader,
+            space,
+            metric,
+            sampler=sampler,
+            timeout=settings.seconds,
+            options=OPTIONS,
+            seed=settings.how.seed,
+            bounds=BOUNDS,
+        )
+        yield name, Ended(study, max(trial.number for trial in study.trials) + 1, time.monotonic() - start)
 
 
 def body(settings: Settings) -> str:
@@ -89,9 +77,9 @@ def body(settings: Settings) -> str:
         tuned_on = loader_of(*seen, batch=20)
         unseen = right(model, *settings.how.scenes("test", 2 * count).tensors(), count)
         ended = {
-            f"{name}, by {TUNED_BY[metric]}": within(*search, settings.seconds)
+            f"{name}, by {TUNED_BY[metric]}": search
             for metric in TUNED_BY
-            for name, search in samplers(model, tuned_on, metric, settings.how.seed).items()
+            for name, search in searches(model, tuned_on, metric, settings)
         }
         ways: dict[str, Any] = {
             "the default": None,
@@ -115,7 +103,7 @@ def body(settings: Settings) -> str:
 
 TUNING = Section(
     name="tuning",
-    text="""Each way of searching gets the same time of the processor, and as many trials (steps of Adam) as fit into
+    text="""Each way of searching gets the same time (`timeout=`), and as many trials (steps of Adam) as fit into
 it. Tuned on 40 scenes, by mu with masks or by the area under MoRF without any; then judged on other scenes (other
 photographs; means with 95 % intervals), by these and by other metrics. In brackets, what mu and MoRF are on the
 scenes that it was tuned on: what is better there than on the unseen ones, beyond what the default loses, is

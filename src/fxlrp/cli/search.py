@@ -38,6 +38,7 @@ TRIALS, PICTURE = "study.log", "contour.png"
     help="16 x 16 values; Optuna's estimator; by chance; down the gradient of a smooth form of the metric.",
 )
 @click.option("--trials", type=click.IntRange(1), help="How many, those before among them. Without: 64, or the grid.")
+@click.option("--timeout", type=float, help="Seconds, after which no other trial begins; then there may be any number.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of the sampler.")
 @output_folder("found")
 def search(
@@ -47,6 +48,7 @@ def search(
     metrics: tuple[str, ...],
     sampler: str,
     trials: int | None,
+    timeout: float | None,
     seed: int,
     output: Path,
 ) -> None:
@@ -74,6 +76,7 @@ def search(
             metrics,
             sampler=sampler,
             trials=trials,
+            timeout=timeout,
             storage=output / TRIALS,
             options=asked.options(loaded, ("flipping", "faithfulness_correlation")),
             seed=seed,

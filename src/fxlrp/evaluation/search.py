@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +15,7 @@ from torch.utils.data import Dataset
 
 from ..composites import Bounds
 from ..composites.naming import BOX
-from ..errors import MissingExtraError
+from ..errors import InputError, MissingExtraError
 from ..given import check_choice, check_count, check_model
 from ..io.console import make_error_console, progress_bar
 from ..metrics.scoring import check_mode
@@ -44,6 +46,7 @@ def search(
     *,
     sampler: str = "tpe",
     trials: int | None = None,
+    timeout: float | None = None,
     storage: str | Path | None = None,
     options: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int = 0,
@@ -74,7 +77,10 @@ def search(
         form of the first metric, localization or pixel flipping (`fxlrp.evaluation.tuning`), without choices or
         storage: for many numbers at once, one for each layer (`fxlrp.evaluation.each_layer`).
     trials : int or None
-        How many there are in all, those in the storage among them; the steps of Adam. None: the whole grid, 64, or 40.
+        How many there are in all, those in the storage among them; the steps of Adam. None: the whole grid; else as
+        many as the time allows, or without a `timeout` 64, or 40 steps.
+    timeout : float or None
+        Seconds, after which no other trial begins; there is one at least.
     storage : str, Path or None
         A file in which trials are kept as soon as they end, or a database as Optuna names it ("sqlite:///..."): what
         was interrupted goes on there.
@@ -118,31 +124,41 @@ def search(
     check_mode(model)
     check_choice("sampler", sampler, SAMPLERS)
     check_count("trials", trials)
+    if timeout is not None and not timeout > 0:
+        raise InputError(f"timeout is a number of seconds above 0, or None, not {timeout!r}")
     space = space_of(space, bounds)
     metrics = [metric] if isinstance(metric, str) else list(metric)
     directions = directions_of(metrics)
     asked = Objective(model, loader, metrics, options or {}, batch_size=batch_size, bounds=bounds)
     with progress_bar(make_error_console(), transient=True, disable=not progress) as bar:
         if sampler == "gradient":
-            return _by_gradient(asked, space, trials or STEPS, alike, rate, bar)
+            steps = _numbers(bar, "tuning", 0, trials or (None if timeout else STEPS), timeout)
+            return _by_gradient(asked, space, steps, alike, rate)
         study = _study(sampler, space, _name(asked, space, [sampler, seed]), directions, storage, seed)
         grid = math.prod(len(values) for values in space.grid().values())
-        wanted = min(trials or grid, grid) if sampler == "grid" else trials or 64
-        done = sum(trial.state.is_finished() for trial in study.trials)
-        task, tried = bar.add_task("searching", total=wanted, completed=done), _Tried(asked, space)
-        for _ in range(done, wanted):
+        wanted = min(trials or grid, grid) if sampler == "grid" else trials or (None if timeout else 64)
+        done, tried = sum(trial.state.is_finished() for trial in study.trials), _Tried(asked, space)
+        for _ in _numbers(bar, "searching", done, wanted, timeout):
             _try_one(study, space, tried)
-            bar.advance(task)
     return Study(space, metrics, [Trial(t.number, _plain(t.params), tuple(t.values)) for t in _ended(study)])
 
 
-def _by_gradient(asked: Objective, space: Space, steps: int, alike: float, rate: float, bar: Progress) -> Study:
+def _numbers(bar: Progress, what: str, first: int, wanted: int | None, timeout: float | None) -> Iterator[int]:
+    """Of trials, shown by a bar, until there are as many as are wanted, or the time is over."""
+    task, start = bar.add_task(what, total=wanted, completed=first), time.monotonic()
+    for number in count(first) if wanted is None else range(first, wanted):
+        if number > first and timeout is not None and time.monotonic() - start >= timeout:
+            return
+        yield number
+        bar.advance(task)
+
+
+def _by_gradient(asked: Objective, space: Space, steps: Iterable[int], alike: float, rate: float) -> Study:
     """Tune the numbers, and measure where tuning began, where its loss was least, and where it ended."""
-    task, tried = bar.add_task("tuning", total=steps), _Tried(asked, space)
-    path = tuned(asked, space, asked.metrics[0], steps=steps, rate=rate, alike=alike, advance=lambda: bar.advance(task))
-    least = min(range(steps), key=lambda step: path[step][1])
+    path, tried = tuned(asked, space, asked.metrics[0], steps=steps, rate=rate, alike=alike), _Tried(asked, space)
+    least = min(range(len(path)), key=lambda step: path[step][1])
     trials = []
-    for step in sorted({0, least, steps - 1}):
+    for step in sorted({0, least, len(path) - 1}):
         values = _plain(joined(path[step][0]) if step and alike else path[step][0])
         trials.append(Trial(step, values, tuple(tried(values))))
     return Study(space, asked.metrics, trials)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 
 import torch
@@ -72,10 +72,9 @@ def tuned(
     space: Space,
     metric: str | Smooth,
     *,
-    steps: int,
+    steps: Iterable[int],
     rate: float,
     alike: float,
-    advance: Callable[[], object],
 ) -> list[tuple[dict[str, float], float]]:
     """The numbers at each step, and the loss there.
 
@@ -87,15 +86,13 @@ def tuned(
         Ranges alone, all of them logarithmic: their logarithms are tuned, and held within.
     metric : str or callable
         A name of `SMOOTH`, or a loss of one's own.
-    steps : int
-        Of Adam, each over all data.
+    steps : iterable of int
+        Of Adam, each over all data, as long as it gives numbers.
     rate : float
         Its learning rate, of logarithms.
     alike : float
         How strongly neighbouring parameters, in the order of the space, are drawn together: the weight of the mean
         absolute difference of their logarithms, which leaves few distinct values.
-    advance : callable
-        Called behind each step.
 
     Raises
     ------
@@ -112,7 +109,7 @@ def tuned(
     leaves = list(logs.values())
     optimizer = torch.optim.Adam(leaves, lr=rate)
     found: list[tuple[dict[str, float], float]] = []
-    for _ in range(steps):
+    for _ in steps:
         _write(knobs, logs)
         optimizer.zero_grad()
         loss = _loss(objective, explainer, loss_of, knobs)
@@ -129,7 +126,6 @@ def tuned(
         with torch.no_grad():
             for leaf, each in zip(leaves, space.ranges.values(), strict=True):
                 leaf.clamp_(math.log(each.low), math.log(each.high))
-        advance()
     return found
 
 
