@@ -567,6 +567,17 @@ def test_linear_maps_share_in_proportion(change):
     assert relative(found.sum(), above.sum()) < 1e-3
 
 
+@pytest.mark.parametrize("norm", [nn.LayerNorm(8), nn.GroupNorm(2, 8)], ids=str)
+def test_normalizations_of_large_halves(norm):
+    """Of float16, whose squares overflow from 256 on, as torch's own."""
+    torch.manual_seed(0)
+    model = nn.Sequential(norm, nn.Linear(8, 3)).eval()
+    x = (2000 * torch.randn(4, 8)).half().float()
+    expected = fxlrp.explain(model, x, composite="epsilon_plus", target=1).relevance
+    found = fxlrp.explain(model.half(), x.half(), composite="epsilon_plus", target=1).relevance
+    assert relative(found.float(), expected) < 0.02
+
+
 @pytest.mark.parametrize(
     "norm", [nn.LayerNorm((4, 3, 3)), nn.LayerNorm(3), nn.GroupNorm(2, 4), nn.RMSNorm(3, eps=1e-6)], ids=str
 )

@@ -122,6 +122,7 @@ class Turn(nn.Module):
 EMPTY = {
     "pointwise": lambda: nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1)),
     "turned": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), Turn(), nn.BatchNorm2d(4), nn.ReLU()),
+    "grouped": lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.GELU()),
     "residual": Net,
 }
 

@@ -38,10 +38,13 @@ class Figure(NamedTuple):
 
 
 def interleaved(runs: Mapping[str, Run], rounds: int, wait: Callable[[], object] = lambda: None) -> Times:
-    """Seconds by method: in each round each of them runs once; the first round does not count."""
+    """Seconds by method: in each round each of them runs once; the first round does not count.
+
+    Every other round goes backwards: what stands in front of a run is not the same each time.
+    """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for round_ in range(rounds + 1):
-        for name, run in runs.items():
+        for name, run in list(runs.items())[:: -1 if round_ % 2 else 1]:
             wait()
             start = time.perf_counter()
             run()

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from zennit.core import stabilize
 
-from ..ops import Call, Slot, pull_back
+from ..ops import Call, Slot
+from ..ops.normalization import NormalizedMap
 from .base import Account, Rule, paired, total
+from .zennit.stabilizer import stabilized
 
 __all__ = ["STABILIZER", "Attention", "Bilinear", "Gate", "Half", "Linearized", "Softmax"]
 
@@ -72,21 +73,20 @@ class Linearized(Rule):
     Attributes
     ----------
     linearize : callable
-        ``(call) -> callable``: the linear map at the call's values.
+        ``(call) -> NormalizedMap``: the linear map at the call's values.
     """
 
-    linearize: Callable[[Call], Callable[[Tensor], Tensor]]
+    linearize: Callable[[Call], NormalizedMap]
 
     def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         (x,) = call.inputs
-        _, pull = pull_back(self.linearize(call), x.to(relevance.dtype))
-        (share,) = pull(relevance / stabilize(output.to(relevance.dtype), STABILIZER))
-        return (x * share,)
+        share = relevance / stabilized(output.to(relevance.dtype), STABILIZER)
+        return (x * self.linearize(call).transposed(share),)
 
     def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
         """The linear map's constant term and the stabilizer take their shares of each unit's denominator."""
         (x,) = call.inputs
-        stable = stabilize(output, STABILIZER)
+        stable = stabilized(output, STABILIZER)
         share = relevance / stable
         constant = self.linearize(call)(torch.zeros_like(x))
         return Account(bias=total(share * constant), stabilizer=total(share * (stable - output)))
@@ -94,7 +94,7 @@ class Linearized(Rule):
     def expected(self, call: Call, output: Tensor, relevance: Tensor, weights: Sequence[Tensor]) -> float | None:
         """``<R / z, L (v x)>``, of the linear map L."""
         (x,), linear = call.inputs, self.linearize(call)
-        return paired(relevance / stabilize(output, STABILIZER), linear(weights[0] * x) - linear(torch.zeros_like(x)))
+        return paired(relevance / stabilized(output, STABILIZER), linear(weights[0] * x) - linear(torch.zeros_like(x)))
 
 
 def _unmasked(x: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def softmax_relevance(x: Tensor, s: Tensor, relevance: Tensor, dim: int) -> Tens
 
 def matmul_relevance(a: Tensor, v: Tensor, o: Tensor, relevance: Tensor) -> tuple[Tensor, Tensor]:
     """AttnLRP's rule for ``o = a @ v``: half to each factor (arXiv 2402.05602, proposition 3.3)."""
-    share = relevance / stabilize(2 * o, STABILIZER)
+    share = relevance / stabilized(2 * o, STABILIZER)
     return a * share.matmul(v.mT), v * a.mT.matmul(share)
 
 
@@ -127,12 +127,12 @@ def softmax_weights(x: Tensor, s: Tensor, weights: Tensor, dim: int) -> Tensor:
 
 def matmul_weights(a: Tensor, v: Tensor, o: Tensor, of_a: Tensor, of_v: Tensor) -> Tensor:
     """What weights of the matmul rule's factors are as weights of its outputs."""
-    return ((of_a * a).matmul(v) + a.matmul(of_v * v)) / stabilize(2 * o, STABILIZER)
+    return ((of_a * a).matmul(v) + a.matmul(of_v * v)) / stabilized(2 * o, STABILIZER)
 
 
 def matmul_remainder(o: Tensor, relevance: Tensor) -> float:
     """What the stabilizer of the matmul rule takes."""
-    stable = stabilize(2 * o, STABILIZER)
+    stable = stabilized(2 * o, STABILIZER)
     return total(relevance / stable * (stable - 2 * o))
 
 
@@ -160,7 +160,7 @@ class Bilinear(Rule):
 
     def propagate(self, call: Call, output: Tensor, relevance: Tensor) -> Sequence[Tensor]:
         call, output = _in_precision_of(relevance, call, output)
-        gradients = call.vjp(relevance / stabilize(2 * output, STABILIZER))
+        gradients = call.vjp(relevance / stabilized(2 * output, STABILIZER))
         return [x * gradient for x, gradient in zip(call.inputs, gradients, strict=True)]
 
     def account(self, call: Call, output: Tensor, relevance: Tensor) -> Account:
@@ -172,7 +172,7 @@ class Bilinear(Rule):
         call, output = _in_precision_of(relevance, call, output)
         (a, b), (of_a, of_b) = call.inputs, weights
         weighted = call.with_inputs([of_a * a, b]).run() + call.with_inputs([a, of_b * b]).run()
-        return paired(relevance / stabilize(2 * output, STABILIZER), weighted)
+        return paired(relevance / stabilized(2 * output, STABILIZER), weighted)
 
 
 def _in_precision_of(relevance: Tensor, call: Call, output: Tensor) -> tuple[Call, Tensor]:
@@ -199,8 +199,8 @@ class Attention(Rule):
         _, _, v, scores, weights = self._parts(call, relevance)
         of_weights, _ = matmul_relevance(weights, v, output, relevance)
         of_scores = softmax_relevance(scores, weights, of_weights, -1)
-        of_factor = total(of_scores * scores / stabilize(2 * scores, STABILIZER))
-        halves = {0: of_factor, 1: of_factor, 2: total(relevance * output / stabilize(2 * output, STABILIZER))}
+        of_factor = total(of_scores * scores / stabilized(2 * scores, STABILIZER))
+        halves = {0: of_factor, 1: of_factor, 2: total(relevance * output / stabilized(2 * output, STABILIZER))}
         active = {position for position, _ in call.slots}
         return Account(
             bias=sum(half for position, half in halves.items() if position not in active),
