@@ -537,6 +537,20 @@ class Functional(nn.Module):
         return F.linear(F.conv2d(x, w1, b1, padding=1).relu().mean((2, 3)), w2, b2)
 
 
+@pytest.mark.parametrize(("bias", "turned"), [(3.0, 1), (0.0, 0)])
+def test_a_pattern_that_a_large_bias_turns_around_is_said(bias, turned):
+    """One unit measures x_0 + b, which has the mean 0: b = 3 is opened by what is -2.2 in the mean without it."""
+    model = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).double().eval()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.tensor([[1.0, 0.0]]))
+        model[0].bias.fill_(bias)
+    x = torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - torch.tensor([bias, 0.0])
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        pattern_attribution(model, [x])
+    assert [str(each.message).partition(" units")[0] for each in said] == ["the patterns of 1 of 2"] * turned
+
+
 def test_pattern_attribution_is_zennits_with_the_same_rules():
     """A dead unit, batches, a transposed and a circular convolution; functional calls in their place are the same."""
     layers = [nn.Conv2d(3, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.ConvTranspose2d(4, 6, 3, groups=2)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -41,6 +42,9 @@ def pattern_attribution(
     linear one, ``c = E[x y] - E[x] E[y]``. Of a convolution, the expectations are over all positions, too. A unit that
     never opens has no pattern: zero. Relevance is then the gradient with ``w * a`` in place of w, from the explained
     output's value on.
+
+    With a large positive bias, w^T x may be negative in the mean of what opens the ReLU: then w^T c is negative, and
+    the pattern turned around. Of networks whose batch norms are folded in this is common; there is a warning.
 
     Parameters
     ----------
@@ -89,7 +93,15 @@ def pattern_attribution(
             graphs[key].observe(x, layers)
     if not graphs:
         raise InputError("the loader gave no images: patterns are estimated from data, some thousand images")
-    patterns = {i: Pattern(path, layers[i].pattern() if i in layers else None) for i, path in paths.items()}
+    estimated = {i: layer.pattern() for i, layer in layers.items()}
+    turned, units = (sum(each[k] for _, each in estimated.values()) for k in range(2))
+    if turned:
+        warnings.warn(
+            f"the patterns of {turned} of {units} units lie against their weights (w^T c < 0): biases make them so that "
+            "are large beside w^T x, as those of folded batch norms. Relevance changes its sign there",
+            stacklevel=2,
+        )
+    patterns = {i: Pattern(path, estimated[i][0] if i in estimated else None) for i, path in paths.items()}
     return PatternAttribution(patterns, canonizers)
 
 
@@ -210,15 +222,19 @@ class _Layer:
         groups = call["groups"] if weight.ndim > 2 else 1
         self._at = _Weight(call.params["weight"].detach(), groups, layer_of(call.target) in TRANSPOSED)
 
-    def pattern(self) -> Tensor:
-        """The pattern of what was seen, of the weight's shape and dtype; zero of a unit that never counted."""
+    def pattern(self) -> tuple[Tensor, tuple[int, int]]:
+        """The pattern of what was seen, of the weight's shape and dtype; zero of a unit that never counted.
+
+        Also of how many units it lies against the weight, and how many there are.
+        """
         assert self._at is not None
         products, inputs, counted, of_outputs, every = self._sums
         mean_of = self._at.scaled
         seen = counted.clamp(min=1).reciprocal()
         covariance = mean_of(products, seen) - mean_of(inputs, seen * of_outputs / every)
         along = self._at.per_channel(self._at.weight.double() * covariance)
-        return mean_of(covariance, torch.where(along == 0, 0.0, along.reciprocal())).to(self._at.weight)
+        found = mean_of(covariance, torch.where(along == 0, 0.0, along.reciprocal())).to(self._at.weight)
+        return found, (int((along < 0).sum()), len(along))
 
 
 @dataclass(frozen=True)
