@@ -97,8 +97,8 @@ def pattern_attribution(
     turned, units = (sum(each[k] for _, each in estimated.values()) for k in range(2))
     if turned:
         warnings.warn(
-            f"the patterns of {turned} of {units} units lie against their weights (w^T c < 0): biases make them so that "
-            "are large beside w^T x, as those of folded batch norms. Relevance changes its sign there",
+            f"the patterns of {turned} of {units} units lie against their weights (w^T c < 0), made so by biases "
+            "that are large beside w^T x, as of folded batch norms. Relevance changes its sign there",
             stacklevel=2,
         )
     patterns = {i: Pattern(path, estimated[i][0] if i in estimated else None) for i, path in paths.items()}
