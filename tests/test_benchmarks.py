@@ -27,6 +27,15 @@ SECTIONS = {
 }
 """Of performance: a row of the table of each."""
 
+PAPERS = {
+    "localization": "| LRP-z | 1.347 |",
+    "perturbation": "| tutorial | MoRF |",
+    "canonization": "| vgg (4) | EB |",
+    "tuning": "| vgg | gradient, each layer, by MoRF |",
+    "trials": "| vgg | 4 | 4 |",
+}
+"""Of papers: the beginning of a row."""
+
 SMALLEST = {
     "conservation.py": ("squeezenet1_1", "| squeezenet1_1 |"),
     "default_composite.py": ("epsilon_plus --photographs 1 --networks 0", "| epsilon_plus |"),
@@ -37,6 +46,13 @@ SMALLEST = {
     **{
         f"performance {name}": (f"{name} --networks resnet18 --size 32 --rounds 1", row)
         for name, row in SECTIONS.items()
+    },
+    **{
+        f"papers {name}": (
+            f"{name} --networks vgg --images 4 --count 64 --epochs 1 --size 32 --trials 2 --seconds 1",
+            row,
+        )
+        for name, row in PAPERS.items()
     },
 }
 """Arguments, and a row of the table that is written."""
@@ -49,6 +65,7 @@ NOT_RUN = {
     "peers/as_zennit.py": "a plugin that run.py gives to pytest",
     "peers/as_captum.py": "a plugin that run.py gives to pytest",
     "scenery.py": "what scenes.py draws with",
+    "marks.py": "what puts tables into pages",
 }
 
 
@@ -61,9 +78,12 @@ def performance(monkeypatch):
 
 def test_each_script_is_run_or_listed(performance):
     scripts = {
-        path.relative_to(FOLDER).as_posix() for path in FOLDER.rglob("*.py") if path.parent.name != "performance"
+        path.relative_to(FOLDER).as_posix()
+        for path in FOLDER.rglob("*.py")
+        if path.parent.name not in ("papers", "performance")
     }
     sections = {f"performance {name}" for name in performance("__main__").SECTIONS}
+    sections |= {f"papers {name}" for name in importlib.import_module("papers.__main__").SECTIONS}
     assert {*SMALLEST, *NOT_RUN} == scripts | sections
 
 
@@ -71,6 +91,7 @@ SCRIPTS = [
     "conservation.py",
     "default_composite.py",
     "flipping.py",
+    "papers",
     "performance",
     "peers/run.py",
     "scene_networks.py",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 import zennit.rules as zr
@@ -166,3 +168,40 @@ def test_a_chunk_size_that_is_none(chunk_size):
 def test_recompute_is_a_flag():
     with pytest.raises(errors.InputError, match="recompute is True or False"):
         fxlrp.convert(deep(1), recompute="yes")
+
+
+def step_of(model, x, variant, **options):
+    """Loss, gradients, buffers and the memory of an ISNet's training step, on the weights and statistics of `model`."""
+    isnet = fxlrp.ISNet(copy.deepcopy(model).train(), variant, deep_supervision=("6",), **options)
+    isnet(x)
+    isnet.model.load_state_dict(model.state_dict())
+    torch.manual_seed(2)
+    masks = torch.rand(len(x), *x.shape[2:], dtype=x.dtype) > 0.5
+    with Peak() as peak:
+        loss = fxlrp.ISNetLoss()(isnet(x), torch.arange(len(x)), masks.to(x)).total
+        loss.backward()
+    gradients = {name: p.grad for name, p in isnet.model.named_parameters()}
+    return loss.detach(), gradients, dict(isnet.model.named_buffers()), peak.bytes
+
+
+@pytest.mark.parametrize(
+    ("variant", "part"), [("selective", 0.8), ("stochastic", 0.8), ("dual", 0.6), ("original", 0.8)]
+)
+def test_a_recomputing_isnet_takes_the_same_step_in_less_memory(variant, part, x):
+    """What is drawn at random is drawn once, and running statistics are updated once."""
+    model = deep(10)
+    model.insert(4, nn.Dropout(0.2))
+    plain, again = (step_of(model, x, variant, recompute=each) for each in (False, True))
+    torch.testing.assert_close(again[0], plain[0], rtol=1e-12, atol=0)
+    torch.testing.assert_close(again[1], plain[1], rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(again[2], plain[2], rtol=0, atol=0)
+    assert again[3] < part * plain[3]
+
+
+def test_a_recomputing_isnet_keeps_less_the_deeper_it_is(x):
+    """Of n blocks about the square root of n, but for what goes into the maps."""
+    shares = []
+    for blocks in (4, 24):
+        plain, again = (step_of(deep(blocks), x, "selective", recompute=each)[3] for each in (False, True))
+        shares.append(again / plain)
+    assert shares[1] < 0.8 * shares[0]

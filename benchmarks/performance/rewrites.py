@@ -25,23 +25,21 @@ def rows(settings: Settings) -> Iterator[Row]:
     for network in settings.networks or NETWORKS:
         model = model_of(network)
         unit = counted(gradient_times_input(model, x))
-        twins = {
-            (left_out, rule): fxlrp.convert(model, composite(rule), optimize=names, example_inputs=x)
-            for left_out, names in chosen.items()
-            for rule in RULES
-        }
-        runs = {case: partial(twin, x, CLASS) for case, twin in twins.items()}
-        for left_out in chosen:
-            times = dict[str, Figure]()
+        run_of = lambda rule, names, model=model: partial(
+            fxlrp.convert(model, composite(rule), optimize=names, example_inputs=x), x, CLASS
+        )
+        whole = {rule: run_of(rule, every) for rule in RULES}
+        for left_out, names in chosen.items():
+            times, operations = dict[str, Figure](), dict[str, int]()
             for rule in RULES:
                 # Beside the pass with all of them, and not half a minute later: a shared machine changes.
-                pair = {"without": runs[left_out, rule], "with": runs["none left out", rule]}
-                taken = interleaved(pair, settings.rounds)
-                times[rule] = ratio(taken["without"], taken["with"])
+                run = run_of(rule, names)
+                taken = interleaved({"without": run, "with": whole[rule]}, settings.rounds)
+                times[rule], operations[rule] = ratio(taken["without"], taken["with"]), counted(run)
             yield {
                 "network": network,
                 "left out": left_out,
-                **{f"operations, {rule}": Figure(counted(runs[left_out, rule]) / unit) for rule in RULES},
+                **{f"operations, {rule}": Figure(operations[rule] / unit) for rule in RULES},
                 **{f"time, {rule}": each for rule, each in times.items()},
             }
 

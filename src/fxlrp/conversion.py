@@ -79,7 +79,8 @@ def convert(
         How many of K seeds of one call are propagated at a time. None: as many as take about a gigabyte.
     recompute : bool
         Whether the values that the relevance pass reads are computed again rather than kept till then: less memory, for
-        up to a quarter more time (``docs/performance.md``). Of what autograd keeps, if it does, nothing changes.
+        up to a quarter more time (``docs/performance.md``). If the twin is trainable, autograd keeps less, too: both
+        passes run in stretches (`torch.utils.checkpoint`) that are computed again in the backward pass.
 
     Returns
     -------

@@ -238,7 +238,7 @@ class Recipe:
         optimize(Emitted(whole, written, constant=not self.trainable), rewrites_of(self.optimize))
         whole.graph.lint()
         whole.recompile()
-        return RelevancePass(whole, written, recomputed=self.recompute)
+        return RelevancePass(whole, written, recomputed=self.recompute, stretched=self.recompute and self.trainable)
 
 
 def _written(graph_module: fx.GraphModule) -> set[fx.Node]:

@@ -77,6 +77,8 @@ class ISNet(CompiledModule):
     chunk_size : int or None
         How many of the original ISNet's maps are made at a time; they are made again in the backward pass, so that
         memory does not grow with their number. None: all at once.
+    recompute : bool
+        As of `fxlrp.convert`: for large images, a part of the memory (``docs/performance.md``).
     threshold_relu : bool
         As of `fxlrp.convert`. By default, a batch norm that no layer precedes stays a linear layer of its own.
     output : str, int, callable or None
@@ -113,13 +115,14 @@ class ISNet(CompiledModule):
         mu: float | None = None,
         flex: bool = False,
         chunk_size: int | None = None,
+        recompute: bool = False,
         threshold_relu: bool = False,
         output: Output = None,
         unmatched: str = "error",
     ) -> None:
         super().__init__()
         check_model(model, exported=False)
-        check_flags(flex=flex, threshold_relu=threshold_relu)
+        check_flags(flex=flex, recompute=recompute, threshold_relu=threshold_relu)
         check_choice("unmatched", unmatched, ("error", "gradient"))
         check_count("chunk_size", chunk_size)
         self.model = model
@@ -129,7 +132,12 @@ class ISNet(CompiledModule):
         self.deep_supervision = deep_supervision if by_itself else paths_of("deep_supervision", deep_supervision)
         mu = MU.get(eta, 0.0) if mu is None else mu
         self._settings = Settings(epsilon, first_layer, bounds, eta, mu, flex)
-        self._options: dict[str, Any] = {"output": output, "unmatched": unmatched, "threshold_relu": threshold_relu}
+        self._options: dict[str, Any] = {
+            "output": output,
+            "unmatched": unmatched,
+            "threshold_relu": threshold_relu,
+            "recompute": recompute,
+        }
         self._start()
 
     _made_by_start = ("_variant", "_programs")

@@ -20,6 +20,7 @@ from ..marks import NUMBER, SIZE_BOUND, UNBATCHED
 from ..models import tensors_by_path
 from .relevance_pass import RelevancePass, without_readings
 from .seeds import Target, as_tensor, is_given, seed_relevance
+from .stretches import in_stretches
 from .unwritten import numbered, unwritten
 
 __all__ = ["Program", "has_batch"]
@@ -139,7 +140,8 @@ class Program:
         values = {NUMBER.of(node): node for node in graph.nodes if NUMBER.of(node) in wanted}
         end.args = ((end.args[0], values),)
         drop_dead_code(graph)
-        return fx.GraphModule(self.canonical, graph, "Forward")
+        half = fx.GraphModule(self.canonical, graph, "Forward")
+        return in_stretches(half) if any(each.stretched for each in self.passes) else half
 
     def _called(self, part: fx.GraphModule, *args: object) -> Any:
         if self.lender is None:
@@ -169,12 +171,14 @@ class Program:
         run = lambda one: self._called(half, one, *saved)
         if seed.ndim == self.rank:
             return run(seed)
+        if self.passes[method].stretched and torch.is_grad_enabled():
+            # What autograd keeps of a stretch is not to be mapped over.
+            return _joined([run(one) for one in seed], torch.stack)
         several = torch.vmap(run, 0, self.passes[method].out_dims, randomness="different")
         size = self._at_a_time(saved)
         if size is None or size >= len(seed):
             return several(seed)
-        parts = [several(part) for part in seed.split(size)]
-        return pytree.tree_map(lambda *each: None if each[0] is None else torch.cat(each), *parts)
+        return _joined([several(part) for part in seed.split(size)], torch.cat)
 
     def _at_a_time(self, saved: Sequence[object]) -> int | None:
         """How many seeds are propagated at a time; None for all."""
@@ -188,7 +192,7 @@ class Program:
         """Output, relevance of each input, and what was recorded; for K seeds, the relevance half runs for each."""
         target = as_tensor(target)
         if not is_given(target) or (isinstance(target, Tensor) and target.ndim == self.rank):
-            return self._called(self.pass_for(target).graph_module, *inputs, target)
+            return self._called(self.pass_for(target).run, *inputs, target)
         output, values = self._of_output.forward(inputs)
         return output, *self._of_output.relevance(values, seed_relevance(output, target))
 
@@ -210,11 +214,16 @@ class Program:
         target = as_tensor(target)
         program = self._of_output if is_given(target) else self
         if any(program.passes[method].of_logits for method in methods):
-            found = [self._called(program.passes[method].graph_module, *inputs, target) for method in methods]
+            found = [self._called(program.passes[method].run, *inputs, target) for method in methods]
             return found[0][0], [relevance for _, relevance, _ in found]
         output, values = program.forward(inputs)
         seed = seed_relevance(output, target, batched=self.batched)
         return output, [program.relevance(values, seed, method)[0] for method in methods]
+
+
+def _joined(parts: Sequence[Found], join: Callable[[tuple[Tensor, ...]], Tensor]) -> Found:
+    """Of several seeds, one tensor for each; none where no relevance arrives."""
+    return pytree.tree_map(lambda *each: None if each[0] is None else join(each), *parts)
 
 
 def has_batch(canonical: fx.GraphModule) -> bool:

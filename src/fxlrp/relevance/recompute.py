@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from ..graph import dependents, writes_buffers
 from .seeds import seed_relevance
 
-__all__ = ["recompute"]
+__all__ = ["is_pure", "recompute"]
 
 STRETCHES = range(2, 33)
 """Into how many stretches a forward pass may be cut: the number that takes least memory is chosen."""
@@ -91,7 +91,7 @@ class _Forward:
         return {
             i
             for i, node in enumerate(self._nodes[: cuts[-2]])
-            if not _is_pure(node)
+            if not is_pure(node)
             or any(
                 stretch[self._position[user]] not in (stretch[i], stretch[-1])
                 for user in node.users
@@ -134,6 +134,7 @@ def _bytes(node: fx.Node) -> int:
     return sum(sizes)
 
 
-def _is_pure(node: fx.Node) -> bool:
+def is_pure(node: fx.Node) -> bool:
+    """Whether a node can be run again: it writes nothing, and draws nothing at random."""
     random = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     return not random and not writes_buffers(node)

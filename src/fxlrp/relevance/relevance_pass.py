@@ -16,6 +16,7 @@ from ..rules.zennit.held import is_tuned
 from .emit import Written
 from .recompute import recompute
 from .seeds import seed_relevance
+from .stretches import in_stretches
 
 __all__ = ["RelevancePass", "without_readings"]
 
@@ -32,6 +33,8 @@ class RelevancePass:
         The steps, as nodes of `whole`.
     recomputed : bool
         Whether values are computed anew where the relevance pass reads them.
+    stretched : bool
+        Whether it runs in stretches, of which autograd keeps what goes in alone.
 
     Attributes
     ----------
@@ -40,12 +43,21 @@ class RelevancePass:
     out_dims : tuple
         Where several seeds stand in what the relevance half gives, as of `torch.vmap`: an input that no relevance
         reaches has none.
+    stretched : bool
+        As given.
     tuned : bool
         Whether a rule holds a tensor that requires a gradient: relevance then has one with respect to it.
     """
 
-    def __init__(self, whole: fx.GraphModule, written: Sequence[Written], *, recomputed: bool = False) -> None:
-        self.whole, self.written = whole, written
+    def __init__(
+        self,
+        whole: fx.GraphModule,
+        written: Sequence[Written],
+        *,
+        recomputed: bool = False,
+        stretched: bool = False,
+    ) -> None:
+        self.whole, self.written, self.stretched = whole, written, stretched
         graph = without_readings(whole.graph)
         drop_dead_code(graph)
         if recomputed:
@@ -73,6 +85,14 @@ class RelevancePass:
         return found
 
     @cached_property
+    def run(self) -> fx.GraphModule:
+        """Inputs and target to what `graph_module` gives."""
+        graph_module = self.graph_module
+        if not self.stretched:
+            return graph_module
+        return in_stretches(fx.GraphModule(graph_module, graph_module.graph, "Twin"))
+
+    @cached_property
     def relevance_half(self) -> tuple[fx.GraphModule, list[int]]:
         """Seed and values to (relevances, recorded); and the numbers of these values in the canonical graph."""
         nodes = list(self.graph_module.graph.nodes)
@@ -91,7 +111,8 @@ class RelevancePass:
         # An input that no relevance reaches stays without one.
         graph.output(map_arg((relevance, recorded), lambda n: copies[n]))
         drop_dead_code(graph)
-        return fx.GraphModule(self.graph_module, graph, "Relevance"), [NUMBER.of(node) for node in saved]
+        half = fx.GraphModule(self.graph_module, graph, "Relevance")
+        return in_stretches(half) if self.stretched else half, [NUMBER.of(node) for node in saved]
 
 
 def without_readings(whole: fx.Graph) -> fx.Graph:
