@@ -41,6 +41,7 @@ def step_of(
     lds: bool = False,
     dtype: torch.dtype | None = None,
     compiled: bool = False,
+    recompute: bool = False,
 ) -> Run:
     """A training step, of the plain classifier if there is no variant, under autocast if there is a dtype."""
     torch.manual_seed(0)
@@ -49,7 +50,7 @@ def step_of(
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     module, loss = model, None
     if variant is not None:
-        module = fxlrp.ISNet(model, variant, deep_supervision=lds)
+        module = fxlrp.ISNet(model, variant, deep_supervision=lds, recompute=recompute)
         pairs = [(1.0, 25.0)] * (2 if variant == "dual" else 1)
         loss = fxlrp.ISNetLoss(ranges=dict.fromkeys(module(x).heatmaps, pairs))
     if compiled:
