@@ -39,7 +39,9 @@ class RelevancePass:
     Attributes
     ----------
     graph_module : fx.GraphModule
-        What runs: the same without the other readings, and without what only these would need.
+        The same without the other readings, and without what only these would need.
+    run : fx.GraphModule
+        What runs: this, perhaps in stretches.
     out_dims : tuple
         Where several seeds stand in what the relevance half gives, as of `torch.vmap`: an input that no relevance
         reaches has none.
@@ -63,6 +65,9 @@ class RelevancePass:
         if recomputed:
             recompute(graph)
         self.graph_module = fx.GraphModule(whole, graph, "Twin")
+        self.run = self.graph_module
+        if stretched:
+            self.run = in_stretches(fx.GraphModule(self.graph_module, self.graph_module.graph, "Twin"))
         (result,) = next(node for node in graph.nodes if node.op == "output").args
         self.out_dims: Any = tuple(None if each is None else 0 for each in result[1]), 0
         self.tuned = is_tuned(*(getattr(each.assignment.rule, "hook", None) for each in written))
@@ -83,14 +88,6 @@ class RelevancePass:
         found = self.seed.args[2 if self.of_logits else 0]
         assert isinstance(found, fx.Node)
         return found
-
-    @cached_property
-    def run(self) -> fx.GraphModule:
-        """Inputs and target to what `graph_module` gives."""
-        graph_module = self.graph_module
-        if not self.stretched:
-            return graph_module
-        return in_stretches(fx.GraphModule(graph_module, graph_module.graph, "Twin"))
 
     @cached_property
     def relevance_half(self) -> tuple[fx.GraphModule, list[int]]:

@@ -61,8 +61,8 @@ def in_stretches(module: fx.GraphModule) -> fx.GraphModule:
             copies[part[0]] = graph.node_copy(part[0], lambda n: copies[n])
             continue
         given, wanted, inner = _alone(module, part)
-        module.add_submodule(f"stretch_{number}", Stretch(inner))
-        found = graph.call_module(f"stretch_{number}", tuple(copies[node] for node in given))
+        module.add_submodule(f"fxlrp_stretch_{number}", Stretch(inner))
+        found = graph.call_module(f"fxlrp_stretch_{number}", tuple(copies[node] for node in given))
         for at, node in enumerate(wanted):
             copies[node] = graph.call_function(getitem, (found, at))
     graph.output(map_arg(nodes[-1].args[0], lambda n: copies[n]))
