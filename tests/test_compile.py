@@ -346,6 +346,7 @@ def step_of(isnet, x):
         *((name, {"deep_supervision": ["conv2"]}) for name in variants.VARIANTS),
         pytest.param("original", {"chunk_size": 3, "first_layer": "zbox"}, marks=pytest.mark.slow),
         pytest.param("selective", {"flex": True}, marks=pytest.mark.slow),
+        ("selective", {"recompute": True}),
     ],
 )
 def test_isnet(model, x, variant, options):

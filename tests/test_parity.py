@@ -224,7 +224,7 @@ draw_first = zr.ZPlus(0.01)
 
 
 @settings(
-    max_examples=25,
+    max_examples=12,
     deadline=None,
     suppress_health_check=list(HealthCheck),
     derandomize=True,

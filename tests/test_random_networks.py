@@ -99,7 +99,7 @@ def test_every_pass_keeps_f(count):
     assert {name for name in every if changed[name] >= count / 50} == every
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [6, pytest.param(500, marks=pytest.mark.slow)])
 def test_conserving_composites_conserve(count):
     """No leak, and nothing is dropped or added by definition."""
 
@@ -114,7 +114,7 @@ def test_conserving_composites_conserve(count):
     check()
 
 
-@pytest.mark.parametrize("count", [12, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [6, pytest.param(500, marks=pytest.mark.slow)])
 def test_other_composites_do_not_leak(count):
     @examples(count)
     @given(cases(), composites(conserving=False))
@@ -153,7 +153,7 @@ def test_every_rule_on_every_network(count):
     check()
 
 
-@pytest.mark.parametrize("count", [10, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [5, pytest.param(100, marks=pytest.mark.slow)])
 def test_samples_are_apart_and_relevance_is_linear_in_the_seed(count):
     # Guided backpropagation and deconvnet are not linear: they clip.
     @examples(count)

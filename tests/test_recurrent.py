@@ -81,7 +81,9 @@ def test_step_by_step(kind, cell):
     torch.testing.assert_close(out.relevance, expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind == "LSTM" else pytest.mark.slow) for kind in STEPS]
+)
 def test_layers_in_both_directions(kind):
     torch.manual_seed(0)
 

@@ -110,7 +110,13 @@ def check(model, size, *, trainable=False):
         assert relative(twin(x).output, expected) < 1e-9
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+LONG = ("GoogLeNet", "Inception3", "MaxVit", "SwinTransformer", "SwinTransformerV2")
+"""Families whose smallest members take ten seconds and more."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in FAMILIES]
+)
 def test_of_each_family(name):
     factory, size = FAMILIES[name]
     torch.manual_seed(0)

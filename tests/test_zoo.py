@@ -229,7 +229,7 @@ def test_no_such_model(name):
     assert not trial.captured
 
 
-QUICK = ("byobnet", "convnext", "efficientnet", "nfnet", "vit")
+QUICK = ("convnext", "vit")
 """Of timm's tiny models, which are made like most others; the others are in the sweep."""
 
 
