@@ -540,10 +540,11 @@ class Functional(nn.Module):
 @pytest.mark.parametrize(("bias", "turned"), [(3.0, 1), (0.0, 0)])
 def test_a_pattern_that_a_large_bias_turns_around_is_said(bias, turned):
     """One unit measures x_0 + b, which has the mean 0: b = 3 is opened by what is -2.2 in the mean without it."""
-    model = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 1)).double().eval()
+    first = nn.Linear(2, 1)
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(1, 1)).double().eval()
     with torch.no_grad():
-        model[0].weight.copy_(torch.tensor([[1.0, 0.0]]))
-        model[0].bias.fill_(bias)
+        first.weight.copy_(torch.tensor([[1.0, 0.0]]))
+        first.bias.fill_(bias)
     x = torch.randn(500, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) - torch.tensor([bias, 0.0])
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
