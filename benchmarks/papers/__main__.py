@@ -62,6 +62,8 @@ def main() -> None:
     how = Training("shapes", args.count, args.epochs, args.size, args.seed, args.kept)
     pictures = DOCS if args.write else args.output
     settings = Settings(args.networks, args.images, how, args.trials, args.seconds, pictures)
+    numbers = {name: getattr(args, name) for name in ("images", "count", "epochs", "size", "trials", "seconds")}
+    chosen = "".join(f" --{name} {value:g}" for name, value in numbers.items() if value != parser.get_default(name))
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "zennit"))
     for name in args.sections:
         start = time.process_time()
@@ -69,7 +71,7 @@ def main() -> None:
         taken = (time.process_time() - start) / 60
         threads = f"{torch.get_num_threads()} thread{'s' if torch.get_num_threads() > 1 else ''}"
         about = (
-            f"`python benchmarks/papers {name}`, {date.today()}, seed {args.seed}: {packages}, {threads} of "
+            f"`python benchmarks/papers {name}{chosen}`, {date.today()}, seed {args.seed}: {packages}, {threads} of "
             f"{platform.machine()}, {taken:.0f} minutes of the processor."
         )
         text = f"{SECTIONS[name].text}\n\n{body}\n\n{about}"
